@@ -1,0 +1,86 @@
+# Every target does its own set-up: a virtual environment, pinned packages, the compiled extension. Stamp files in the
+# environment say what is done; a change of the sources or of TORCH does the rest again.
+#
+#   make demo        trains a CNN on real data with torch's Conv1d and with this one, side by side
+#   make test        the tests          make long-test   those that take longer: builds, installs, sweeps
+#   make cpp-test    the kernels' C++ tests under AddressSanitizer and UBSan
+#   make bench       the benchmarks     make lint        ruff, mypy, clang-format
+#   make clean       removes all that the above have made
+#
+# PYTHON=python3.12 chooses the interpreter, TORCH=2.14.1 the torch, VENV=dir the environment.
+
+TORCH ?= 2.13.0
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+CXX ?= c++
+BIN := $(VENV)/bin
+DONE := $(VENV)/.done
+export CXX
+# For the ninja and cmake in there.
+export PATH := $(abspath $(BIN)):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := setup.py pyproject.toml conv1d_ext/__init__.py $(wildcard csrc/*.* csrc/*/*.*)
+CPP_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/cpp/*.h tests/cpp/*.cpp examples/cpp/*.cpp)
+
+.PHONY: demo test long-test cpp-test bench lint clean
+.DELETE_ON_ERROR:
+
+demo: $(DONE)-extension $(DONE)-demo
+	$(BIN)/python examples/train_ucr.py
+
+test: $(DONE)-extension $(DONE)-test
+	$(BIN)/python -m pytest
+
+long-test: $(DONE)-extension $(DONE)-test $(DONE)-cpp
+	$(BIN)/python -m pytest -m long
+
+cpp-test: $(DONE)-build $(DONE)-cpp
+	cmake --workflow --preset sanitize
+
+bench: $(DONE)-extension
+	$(BIN)/python -m benchmarks
+
+lint: $(DONE)-lint $(DONE)-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info conv1d_ext/*.so
+
+# What a machine may lack, each said in one line before anything is downloaded. Debian packs these apart from Python.
+define PROBE
+#include <Python.h>
+#include <concepts>
+#include <omp.h>
+endef
+export PROBE
+HAS_CXX20 = echo "$$PROBE" | $(CXX) -std=c++20 -fopenmp -I"$$($(PYTHON) -c \
+	'import sysconfig; print(sysconfig.get_path("include"))')" -fsyntax-only -xc++ -
+
+$(DONE)-python:
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Missing: Python 3.10 or newer. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "Missing: the venv module of $(PYTHON). On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(HAS_CXX20) 2>/dev/null || { $(HAS_CXX20) 2>&1 | grep -m 1 . ; echo "Missing (see above): a C++20 compiler" \
+		"with OpenMP, g++ 11 or newer, and Python.h. On Debian and Ubuntu: apt-get install g++ python3-dev"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(DONE)-torch-$(TORCH): $(DONE)-python
+	@rm -f $(DONE)-torch-*
+	$(BIN)/pip install torch==$(TORCH)
+	@touch $@
+
+$(DONE)-build $(DONE)-test $(DONE)-demo $(DONE)-lint $(DONE)-cpp: $(DONE)-%: requirements/%.txt $(DONE)-torch-$(TORCH)
+	$(BIN)/pip install --quiet -r $<
+	@touch $@
+
+$(DONE)-extension: $(SOURCES) $(DONE)-build
+	@echo "Compiling the extension: a few minutes the first time, after that only what has changed."
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@

@@ -1,0 +1,28 @@
+"""A drop-in torch.nn.Conv1d with hand-written kernels.
+
+Conv1d, LazyConv1d    the modules
+functional.conv1d     the function
+convert, revert       move the Conv1d modules of a model to these kernels and back
+patch_torch           serves code that calls torch.nn.functional.conv1d
+show_config           what was built, what is in use, and whether it computes correctly
+"""
+
+import torch
+
+__version__ = "0.1.0"
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"conv1d_ext._C is not built, or built for another torch than the installed {torch.__version__}; "
+        "(re)install conv1d_ext with `pip install --no-build-isolation`"
+    ) from error
+
+from . import functional
+from .config import show_config
+from .convert import convert, revert
+from .modules import Conv1d, LazyConv1d
+from .patch import patch_torch
+
+__all__ = ["Conv1d", "LazyConv1d", "convert", "functional", "patch_torch", "revert", "show_config"]

@@ -1,0 +1,73 @@
+"""Moves the Conv1d modules of a model to this package's kernels, and back.
+
+The classes differ in one method, so a module changes sides by its `__class__` and keeps all else: parameters, buffers,
+hooks, flags, the places where the model and the optimizer refer to it.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+
+from .modules import Conv1d, LazyConv1d
+
+__all__ = ["convert", "revert"]
+
+logger = logging.getLogger("conv1d_ext")
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+Class = type[torch.nn.Module]
+
+_TO_OURS: dict[Class, Class] = {torch.nn.Conv1d: Conv1d, torch.nn.LazyConv1d: LazyConv1d}
+_TO_TORCHS = {ours: torchs for torchs, ours in _TO_OURS.items()}
+
+
+def convert(module: Module, report: Callable[[str], object] = logger.info) -> Module:
+    """Swaps every torch.nn.Conv1d in `module`, or `module` itself, for conv1d_ext.Conv1d, in place.
+
+    torch.nn.LazyConv1d is swapped as well, and so are parametrized modules (weight_norm, spectral_norm, ...), which
+    stay parametrized. Subclasses are left alone, they may have their own way of computing; patch_torch() serves those
+    that call torch.nn.functional.conv1d. TorchScript modules are left alone, convert before scripting.
+
+    Args:
+        module: a model of any kind.
+        report: gets a text that says what was swapped and what was left, for example `print`; by default it goes to the
+            logger "conv1d_ext" at level INFO.
+
+    Returns:
+        `module`.
+
+    Raises:
+        TypeError: `module` is no torch.nn.Module.
+    """
+    return _swap(module, _TO_OURS, report)
+
+
+def revert(module: Module, report: Callable[[str], object] = logger.info) -> Module:
+    """Undoes `convert`: swaps every conv1d_ext.Conv1d for torch.nn.Conv1d, in place. The arguments are the same."""
+    return _swap(module, _TO_TORCHS, report)
+
+
+def _swap(root: Module, classes: dict[Class, Class], report: Callable[[str], object]) -> Module:
+    if not isinstance(root, torch.nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, but got {type(root).__name__}")
+    swapped, left = [], []
+    for name, module in root.named_modules():
+        old = type_before_parametrizations(module)
+        line = f"{name or '(the module itself)'}: {old.__name__}"
+        if new := classes.get(old):
+            module.__class__ = _parametrized(type(module), new) if is_parametrized(module) else new
+            swapped.append(line)
+        elif isinstance(module, torch.nn.Conv1d) and old not in classes.values():
+            left.append(line)
+    summary = f"Conv1d modules: {len(swapped)} swapped, {len(left)} left as they are"
+    report("\n  ".join([summary, *(f"swapped {line}" for line in swapped), *(f"left {line}" for line in left)]))
+    return root
+
+
+def _parametrized(cls: Class, base: Class) -> Class:
+    """The class that torch made for this one module when it was parametrized, on another base."""
+    namespace = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, (base,), namespace)

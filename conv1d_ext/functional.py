@@ -1,0 +1,153 @@
+"""conv1d with the arguments of torch.nn.functional.conv1d.
+
+Eager calls go straight to C++ (csrc/python.cpp). Dynamo and TorchScript cannot look into a C function: for them the
+same steps stand here in Python.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from . import _C, _ops  # noqa: F401  (_ops completes the operators)
+
+__all__ = ["conv1d"]
+
+torch_conv1d = torch.conv1d  # kept for the time when patch_torch() has replaced it
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolves a signal of several channels: torch.nn.functional.conv1d, with this package's kernels.
+
+    ``output[n, o, t] = bias[o] + sum over c, k of weight[o, c, k] * input[n, c, t * stride + k * dilation - padding]``
+
+    Args:
+        input: ``[N, C_in, L_in]``, or ``[C_in, L_in]`` without a batch. float64, float32, bfloat16, float16, complex64
+            or complex128; whatever else torch.nn.functional.conv1d takes (integers, other devices, tensor subclasses)
+            is computed by it.
+        weight: ``[C_out, C_in / groups, K]``, of the input's dtype.
+        bias: ``[C_out]``, of the input's dtype.
+        stride: distance between the positions that two neighbouring outputs start from; an int or ``(int,)``.
+        padding: zeros on both sides; an int, ``(int,)``, ``'valid'`` for none, or ``'same'`` for as many as keep the
+            length, the larger half on the right.
+        dilation: distance between the taps of the kernel; an int or ``(int,)``.
+        groups: input and output channels are split into this many groups, which do not see each other.
+
+    Returns:
+        ``[N, C_out, L_out]`` or ``[C_out, L_out]``, where
+        ``L_out = (L_in + 2 * padding - dilation * (K - 1) - 1) // stride + 1``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        RuntimeError: shapes, dtypes or devices do not fit, or stride, padding, dilation or groups are out of range.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        if _any_wrapper(input, weight, bias):
+            return torch_conv1d(input, weight, bias, stride, padding, dilation, groups)
+        left, right = _both_sides(padding, weight, stride, dilation)
+        return conv1d_in_graph(input, weight, bias, _single(stride), left, right, _single(dilation), groups, "zeros")
+    return _C.conv1d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv1d_padded(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """pad_then_conv1d in one kernel, without the padded copy; `padding` is (left, right)."""
+    if torch.compiler.is_dynamo_compiling():
+        if _any_wrapper(input, weight, bias):
+            return pad_then_conv1d(input, weight, bias, stride, padding, dilation, groups, padding_mode)
+        left, right = padding
+        return conv1d_in_graph(input, weight, bias, stride[0], left, right, dilation[0], groups, padding_mode)
+    return _C.conv1d_padded(input, weight, bias, stride, padding, dilation, groups, padding_mode)
+
+
+def pad_then_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """What torch.nn.Conv1d does, for what conv1d_padded leaves to it: tensor subclasses, and padding below zero."""
+    return conv1d(F.pad(input, list(padding), padding_mode), weight, bias, stride, 0, dilation, groups)
+
+
+def conv1d_in_graph(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    left: int,
+    right: int,
+    dilation: int,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """conv1d_padded in words that Dynamo and TorchScript know."""
+    if padding_mode != "zeros" and (left < 0 or right < 0):
+        input, left, right = F.pad(input, [left, right], padding_mode), 0, 0
+    batched = input.unsqueeze(0) if input.dim() == 2 else input
+    output: Tensor = torch.ops.conv1d_ext.conv1d(
+        batched, weight, bias, stride, left, right, dilation, groups, padding_mode
+    )
+    return output.squeeze(0) if input.dim() == 2 else output
+
+
+def is_foreign(operand: Tensor) -> bool:
+    """Whether this tensor's class handles operators itself; if so, it may know torch's conv1d and no other."""
+    from torch._subclasses import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    cls = type(operand)
+    if issubclass(cls, FakeTensor | FunctionalTensor):  # the compiler's own, which follow every operator
+        return False
+    torch_function = getattr(cls.__torch_function__, "__func__", cls.__torch_function__)
+    return (
+        cls.__torch_dispatch__ is not Tensor.__torch_dispatch__
+        or torch_function is not torch._C._disabled_torch_function_impl
+        and torch_function is not Tensor.__torch_function__.__func__
+    )
+
+
+def _any_wrapper(*operands: Tensor | None) -> bool:
+    return any(operand is not None and is_traceable_wrapper_subclass(operand) for operand in operands)
+
+
+def _both_sides(
+    padding: int | Sequence[int] | str, weight: Tensor, stride: int | Sequence[int], dilation: int | Sequence[int]
+) -> tuple[int, int]:
+    if padding == "same":
+        if _single(stride) != 1:
+            raise RuntimeError("padding='same' is not supported for strided convolutions")
+        total = _single(dilation) * (weight.shape[-1] - 1)
+        return total // 2, total - total // 2
+    both = 0 if padding == "valid" else _single(padding)
+    return both, both
+
+
+def _single(value: int | Sequence[int]) -> int:
+    if not isinstance(value, tuple | list):
+        return value  # type: ignore[return-value]
+    if len(value) != 1:
+        raise RuntimeError(f"expected a single integer value or a list of 1 values, but got {list(value)}")
+    return value[0]

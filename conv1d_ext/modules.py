@@ -1,0 +1,51 @@
+"""Conv1d and LazyConv1d: torch's modules with another `_conv_forward`, so the state, the signature and all else agree.
+
+What differs between the classes is one method, so an instance changes sides by its `__class__` alone (convert.py).
+"""
+
+import torch
+from torch import Tensor
+
+from .functional import conv1d, conv1d_in_graph, conv1d_padded
+
+__all__ = ["Conv1d", "LazyConv1d"]
+
+
+class Conv1d(torch.nn.Conv1d):
+    """torch.nn.Conv1d with this package's kernels; see there for the parameters, attributes and initialisation.
+
+    Args:
+        in_channels, out_channels, groups, bias, device, dtype: as in torch.nn.Conv1d.
+        kernel_size, stride, dilation: an int or ``(int,)``.
+        padding: an int or ``(int,)`` for both sides, ``'valid'`` or ``'same'``.
+        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``; no mode costs a padded copy.
+
+    Shape:
+        Input ``[N, C_in, L_in]`` or ``[C_in, L_in]``, output ``[N, C_out, L_out]`` or ``[C_out, L_out]``, where
+        ``L_out = (L_in + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1``. Input and parameters are of
+        one dtype; see conv1d_ext.functional.conv1d for those that these kernels compute.
+
+    Raises:
+        ValueError: an argument of the constructor is out of range.
+        RuntimeError: the input's shape, dtype or device does not fit.
+        TypeError: the input is no tensor.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.jit.is_scripting():
+            left, right = self._reversed_padding_repeated_twice[0], self._reversed_padding_repeated_twice[1]
+            if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+                left, right = self.padding[0], self.padding[0]
+            return conv1d_in_graph(
+                input, weight, bias, self.stride[0], left, right, self.dilation[0], self.groups, self.padding_mode
+            )
+        if self.padding_mode == "zeros":
+            return conv1d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        padding = self._reversed_padding_repeated_twice
+        return conv1d_padded(input, weight, bias, self.stride, padding, self.dilation, self.groups, self.padding_mode)
+
+
+class LazyConv1d(torch.nn.LazyConv1d):
+    """torch.nn.LazyConv1d, which takes `in_channels` from its first input and then becomes a Conv1d of this package."""
+
+    cls_to_become = Conv1d

@@ -1,0 +1,255 @@
+// conv1d_backward_weight: for a block of weights, a sum over batch and positions of grad_output * padded input.
+// Panel: an outer product. Vectors lie along the output channels (grad_output transposed to [position][out_channel]),
+// rows are (in_channel, tap) pairs, broadcast from a panel of the input, where a tap is just another address.
+// Dot: where output channels are too few to fill a vector, vectors lie along the positions instead.
+#pragma once
+
+namespace conv1d_ext {
+namespace {
+
+template <class Storage>
+struct BackwardWeightPanel {
+  using T = Acc<Storage>;
+  static constexpr int64_t kLanes = Vec<T>::kLanes;
+  const Conv1dProblem& problem;
+  const Plan& plan;
+  const BackwardWeightArgs& args;
+  const int64_t in_per_group = problem.in_channels / problem.groups;
+  const int64_t out_per_group = problem.out_channels / problem.groups;
+  const int64_t batch_blocks = ceil_div(problem.batch, plan.batch_block);
+  T *panel, *grad, *results;
+  int64_t *row_offset, *position_in_panel, *position_in_grad;
+
+  // A block of weights, all of one group.
+  struct Block {
+    int64_t group, oc0, oc1, ic0, ic1, k0, k1;
+    int64_t columns;  // output channels (outer product: padded to whole vectors)
+    int64_t rows() const { return (ic1 - ic0) * (k1 - k0); }
+  };
+
+  BackwardWeightPanel(const Conv1dProblem& p, const Plan& pl, const BackwardWeightArgs& a, void* memory)
+      : problem(p), plan(pl), args(a) {
+    Scratch scratch{static_cast<char*>(memory)};
+    panel = scratch.take<T>(plan.panel_elements);
+    grad = scratch.take<T>(plan.weight_elements);
+    results = scratch.take<T>(plan.result_elements);
+    row_offset = scratch.take<int64_t>(plan.channel_block * plan.tap_block);
+    position_in_panel = scratch.take<int64_t>(plan.position_block);
+    position_in_grad = scratch.take<int64_t>(plan.position_block);
+  }
+
+  void fill_panel(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
+    const int64_t taps = block.k1 - block.k0, phases = min_of(plan.panel_phases, taps);
+    for (int64_t ic = block.ic0; ic < block.ic1; ++ic) {
+      for (int64_t phase = 0; phase < phases; ++phase) {
+        T* dst = panel + ((ic - block.ic0) * plan.panel_phases + phase) * plan.panel_width;
+        const int64_t start = t0 * problem.stride + (block.k0 + phase) * problem.dilation - problem.padding_left;
+        const int64_t count = t1 - t0 + (taps - 1 - phase) / plan.panel_phases * plan.phase_shift;
+        for (int64_t n = n0; n < n1; ++n, dst += plan.item_pitch) {
+          const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
+                                (block.group * in_per_group + ic) * problem.input.channel;
+          pack_row<Storage>({data, problem.input.position, problem.in_length, problem.padding_mode}, start,
+                            problem.stride, count, count, dst);
+        }
+      }
+    }
+    for (int64_t row = 0; row < block.rows(); ++row) {
+      const int64_t ic = row / taps, k = row % taps;
+      row_offset[row] = (ic * plan.panel_phases + k % plan.panel_phases) * plan.panel_width +
+                        k / plan.panel_phases * plan.phase_shift;
+    }
+  }
+
+  const Storage* grad_row(const Block& block, int64_t n, int64_t oc, int64_t t) const {
+    return static_cast<const Storage*>(args.grad_output) + n * problem.output.batch +
+           (block.group * out_per_group + oc) * problem.output.channel + t * problem.output.position;
+  }
+
+  // results[row][out_channel] += sum over the items and positions
+  void add_outer_products(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
+    const int64_t positions = t1 - t0, items = n1 - n0;
+    for (int64_t n = n0; n < n1; ++n) {
+      T* dst = grad + (n - n0) * positions * block.columns;
+      for (int64_t oc = block.oc0; oc < block.oc1; ++oc) {
+        const Storage* src = grad_row(block, n, oc, t0);
+        for (int64_t t = 0; t < positions; ++t) {
+          dst[t * block.columns + oc - block.oc0] = widen(src[t * problem.output.position]);
+        }
+      }
+      for (int64_t t = 0; t < positions; ++t) {
+        for (int64_t i = block.oc1 - block.oc0; i < block.columns; ++i) dst[t * block.columns + i] = 0;
+      }
+    }
+    for (int64_t t = 0; t < positions; ++t) {
+      position_in_panel[t] = t;
+      position_in_grad[t] = t * block.columns;
+    }
+    Tile<T> tile;
+    tile.a = panel;
+    tile.a_channel = plan.item_pitch;
+    tile.a_tap = position_in_panel;
+    tile.b = grad;
+    tile.b_channel = positions * block.columns;
+    tile.b_tap = position_in_grad;
+    tile.channels = items;
+    tile.taps = positions;
+    tile.init = nullptr;
+    tile.columns = tile.c_row = block.columns;
+    const int64_t tiles = ceil_div(block.rows(), kTileRows);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t begin = part_begin(block.rows(), tiles, i), end = part_begin(block.rows(), tiles, i + 1);
+      tile.a_row = row_offset + begin;
+      tile.c = results + begin * block.columns;
+      run_rows<T, false>(tile, end - begin);
+    }
+  }
+
+  void add_dot_products(const Block& block, int64_t n, int64_t t0, int64_t t1) {
+    for (int64_t oc = block.oc0; oc < block.oc1; ++oc) {
+      copy_row(grad_row(block, n, oc, t0), problem.output.position, t1 - t0,
+               grad + (oc - block.oc0) * plan.position_block);
+    }
+    run_dots(Dots<T, T>{panel, row_offset, grad, plan.position_block, t1 - t0, results, block.columns, 1},
+             block.rows(), block.columns);
+  }
+
+  // The part of the sum that belongs to a chunk, in the order of batch blocks and positions.
+  void compute(const Block& block, int64_t chunk) {
+    for (int64_t i = 0; i < block.rows() * block.columns; ++i) results[i] = 0;
+    const int64_t steps = batch_blocks * plan.position_blocks;
+    for (int64_t step = part_begin(steps, plan.reduction_chunks, chunk);
+         step < part_begin(steps, plan.reduction_chunks, chunk + 1); ++step) {
+      const int64_t n0 = step / plan.position_blocks * plan.batch_block;
+      const int64_t n1 = min_of(n0 + plan.batch_block, problem.batch);
+      const int64_t t0 = step % plan.position_blocks * plan.position_block;
+      const int64_t t1 = min_of(t0 + plan.position_block, problem.out_length);
+      fill_panel(block, n0, n1, t0, t1);
+      if (plan.algorithm == Algorithm::kDot) {
+        add_dot_products(block, n0, t0, t1);
+      } else {
+        add_outer_products(block, n0, n1, t0, t1);
+      }
+    }
+    store_results(block, chunk);
+  }
+
+  void store_results(const Block& block, int64_t chunk) {
+    const int64_t taps = block.k1 - block.k0;
+    for (int64_t oc = block.oc0; oc < block.oc1; ++oc) {
+      const int64_t channel = block.group * out_per_group + oc;
+      for (int64_t ic = block.ic0; ic < block.ic1; ++ic) {
+        const T* src = results + (ic - block.ic0) * taps * block.columns + oc - block.oc0;
+        if (plan.reduction_chunks == 1) {
+          Storage* dst = static_cast<Storage*>(args.grad_weight) + channel * problem.weight.out_channel +
+                         ic * problem.weight.in_channel + block.k0 * problem.weight.tap;
+          for (int64_t k = 0; k < taps; ++k) {
+            store_row(problem, src + k * block.columns, 1, dst + k * problem.weight.tap, problem.weight.tap);
+          }
+        } else {
+          T* dst = static_cast<T*>(args.partial_sums) +
+                   ((chunk * problem.out_channels + channel) * in_per_group + ic) * problem.kernel_size + block.k0;
+          for (int64_t k = 0; k < taps; ++k) dst[k] = src[k * block.columns];
+        }
+      }
+    }
+  }
+};
+
+// Work units: [chunk of the sum][group][block of output channels][block of input channels][block of taps].
+template <class Storage>
+void backward_weight_panel(
+    const Conv1dProblem& problem, const Plan& plan, const BackwardWeightArgs& args, void* scratch, int64_t begin,
+    int64_t end) {
+  BackwardWeightPanel<Storage> kernel(problem, plan, args, scratch);
+  const int64_t tap_blocks = ceil_div(problem.kernel_size, plan.tap_block);
+  const int64_t channel_blocks = ceil_div(kernel.in_per_group, plan.channel_block);
+  const int64_t out_blocks = ceil_div(kernel.out_per_group, plan.out_block);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    typename BackwardWeightPanel<Storage>::Block block;
+    int64_t index = unit;
+    block.k0 = index % tap_blocks * plan.tap_block;
+    block.k1 = min_of(block.k0 + plan.tap_block, problem.kernel_size);
+    index /= tap_blocks;
+    block.ic0 = index % channel_blocks * plan.channel_block;
+    block.ic1 = min_of(block.ic0 + plan.channel_block, kernel.in_per_group);
+    index /= channel_blocks;
+    block.oc0 = index % out_blocks * plan.out_block;
+    block.oc1 = min_of(block.oc0 + plan.out_block, kernel.out_per_group);
+    index /= out_blocks;
+    block.group = index % problem.groups;
+    block.columns = plan.algorithm == Algorithm::kDot ? block.oc1 - block.oc0
+                                                      : round_up(block.oc1 - block.oc0, kernel.kLanes);
+    kernel.compute(block, index / problem.groups);
+  }
+}
+
+// Work units: output channels.
+template <class Storage>
+void backward_weight_sum(
+    const Conv1dProblem& problem, const Plan& plan, const BackwardWeightArgs& args, int64_t begin, int64_t end) {
+  using T = Acc<Storage>;
+  const int64_t in_per_group = problem.in_channels / problem.groups;
+  const int64_t per_channel = in_per_group * problem.kernel_size;
+  for (int64_t oc = begin; oc < end; ++oc) {
+    for (int64_t ic = 0; ic < in_per_group; ++ic) {
+      for (int64_t k = 0; k < problem.kernel_size; ++k) {
+        const T* partial = static_cast<const T*>(args.partial_sums) + oc * per_channel + ic * problem.kernel_size + k;
+        T total = 0;
+        for (int64_t chunk = 0; chunk < plan.reduction_chunks; ++chunk) {
+          total += partial[chunk * problem.out_channels * per_channel];
+        }
+        store_row(problem, &total, 1,
+                  static_cast<Storage*>(args.grad_weight) + oc * problem.weight.out_channel +
+                      ic * problem.weight.in_channel + k * problem.weight.tap,
+                  problem.weight.tap);
+      }
+    }
+  }
+}
+
+// The sum of a few contiguous elements.
+template <class T>
+T sum_row(const T* row, int64_t count) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  constexpr int kChains = 8;  // hide the latency of the additions
+  Vec<T> sums[kChains];
+  for (auto& s : sums) s = broadcast(T{0});
+  int64_t i = 0;
+  for (; i + kChains * kLanes <= count; i += kChains * kLanes) {
+#pragma GCC unroll 8
+    for (int chain = 0; chain < kChains; ++chain) sums[chain] = add(sums[chain], load(row + i + chain * kLanes));
+  }
+  for (; i + kLanes <= count; i += kLanes) sums[0] = add(sums[0], load(row + i));
+  if (i < count) sums[1] = add(sums[1], load_partial(row + i, count - i));
+  for (int width = kChains / 2; width > 0; width /= 2) {
+    for (int chain = 0; chain < width; ++chain) sums[chain] = add(sums[chain], sums[chain + width]);
+  }
+  return sum(sums[0]);
+}
+
+// Work units: output channels. Each is summed in blocks, in order, and the blocks in double: long sums of one sign would
+// lose digits in float.
+template <class Storage>
+void backward_bias(const Conv1dProblem& problem, const BackwardBiasArgs& args, int64_t begin, int64_t end) {
+  using T = Acc<Storage>;
+  constexpr int64_t kBlock = 1024;
+  T block[kBlock];
+  for (int64_t oc = begin; oc < end; ++oc) {
+    double total = 0;
+    for (int64_t n = 0; n < problem.batch; ++n) {
+      const Storage* row =
+          static_cast<const Storage*>(args.grad_output) + n * problem.output.batch + oc * problem.output.channel;
+      for (int64_t t = 0; t < problem.out_length; t += kBlock) {
+        const int64_t count = min_of(kBlock, problem.out_length - t);
+        const Storage* first = row + t * problem.output.position;
+        copy_row(first, problem.output.position, count, block);
+        total += sum_row(block, count);
+      }
+    }
+    const T rounded = T(total);
+    store_row(problem, &rounded, 1, static_cast<Storage*>(args.grad_bias) + oc, 1);
+  }
+}
+
+}  // namespace
+}  // namespace conv1d_ext

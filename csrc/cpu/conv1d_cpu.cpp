@@ -1,0 +1,259 @@
+// Dispatch key CPU: tensors -> Conv1dProblem and pointers, results allocated, work dealt to the threads. The only file
+// where torch meets the CPU kernels. What they don't cover goes to torch's operator (fallback.h).
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
+#include <torch/library.h>
+
+#include <array>
+
+#include "checks.h"
+#include "conv1d.h"
+#include "cpu/isa.h"
+#include "fallback.h"
+
+namespace conv1d_ext {
+namespace {
+
+struct Kernels {
+  const KernelSet& run;
+  ElementSizes sizes;
+  const TileShape& tile;
+};
+
+Kernels kernels_for(at::ScalarType real_type) {
+  const KernelTable& table = kernel_table();
+  switch (real_type) {
+    case at::kFloat:
+      return {table.float32, {4, 4}, table.tile_float};
+    case at::kDouble:
+      return {table.float64, {8, 8}, table.tile_double};
+    case at::kBFloat16:
+      return {table.bfloat16, {2, 4}, table.tile_float};
+    case at::kHalf:
+      return {table.float16, {2, 4}, table.tile_float};
+    default:
+      TORCH_INTERNAL_ASSERT(false, "no kernels for ", real_type);
+  }
+}
+
+bool covered(const at::Tensor& a, const at::Tensor& b) {
+  const auto type = a.scalar_type();
+  return (type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf ||
+          type == at::kComplexFloat || type == at::kComplexDouble) &&
+         a.layout() == at::kStrided && b.layout() == at::kStrided;
+}
+
+// Memory of a thread for the duration of a call, kept for its next one unless it is unusually large.
+void* scratch_memory(int64_t bytes) {
+  constexpr int64_t kKeptBytes = 4 << 20;
+  thread_local at::DataPtr kept;
+  thread_local int64_t size = 0;
+  if (bytes > size || size > kKeptBytes) {
+    kept.clear();
+    size = 0;
+    kept = c10::GetCPUAllocator()->allocate(bytes);
+    size = bytes;
+  }
+  return kept.get();
+}
+
+// Calls run(begin, end) for ranges that make up [0, units).
+template <class Run>
+void for_ranges(int64_t units, double work, const Run& run) {
+  // Multiply-adds that outweigh waking a thread (a few microseconds, at some 20 a nanosecond).
+  constexpr double kWorkPerThread = 1 << 17;
+  const double grain = work > 0 ? units * kWorkPerThread / work : 1;
+  at::parallel_for(0, units, grain < 1 ? 1 : int64_t(std::min(grain, 0x1p62)), run);
+}
+
+template <class Kernel, class Args>
+void for_units(Kernel kernel, const Conv1dProblem& problem, const Plan& plan, const Args& args, int64_t units) {
+  const double work = double(problem.batch) * problem.out_channels * problem.out_length *
+                      (problem.in_channels / problem.groups) * problem.kernel_size;
+  for_ranges(units, work, [&](int64_t begin, int64_t end) {
+    kernel(problem, plan, args, scratch_memory(plan.scratch_bytes), begin, end);
+  });
+}
+
+void run(const Kernels& kernels, const Conv1dProblem& problem, const ForwardArgs& args) {
+  const Plan plan = make_plan(Op::kForward, problem, kernels.sizes, kernels.tile, cache_sizes());
+  for_units(kernels.run.forward, problem, plan, args, plan.units);
+}
+
+void run(const Kernels& kernels, const Conv1dProblem& problem, const BackwardInputArgs& args) {
+  const Plan plan = make_plan(Op::kBackwardInput, problem, kernels.sizes, kernels.tile, cache_sizes());
+  for_units(kernels.run.backward_input, problem, plan, args, plan.units);
+  for_units(kernels.run.backward_input_edges, problem, plan, args, plan.edge_units);
+}
+
+void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardWeightArgs args) {
+  const Plan plan = make_plan(Op::kBackwardWeight, problem, kernels.sizes, kernels.tile, cache_sizes());
+  const at::DataPtr partial_sums = c10::GetCPUAllocator()->allocate(plan.partial_bytes);
+  args.partial_sums = partial_sums.get();
+  for_units(kernels.run.backward_weight, problem, plan, args, plan.units);
+  if (plan.reduction_chunks > 1) {
+    for_ranges(problem.out_channels, plan.partial_bytes / kernels.sizes.accumulate, [&](int64_t begin, int64_t end) {
+      kernels.run.backward_weight_sum(problem, plan, args, begin, end);
+    });
+  }
+}
+
+void run(const Kernels& kernels, const Conv1dProblem& problem, const BackwardBiasArgs& args) {
+  for_ranges(problem.out_channels, double(problem.batch) * problem.out_channels * problem.out_length,
+             [&](int64_t begin, int64_t end) { kernels.run.backward_bias(problem, args, begin, end); });
+}
+
+TensorStrides strides(const at::Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2)}; }
+WeightStrides weight_strides(const at::Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2)}; }
+
+// Complex numbers are pairs of real ones: the real (0) or imaginary (1) part of a tensor is a real tensor in place, of
+// twice the strides.
+void view_parts(Conv1dProblem& problem) {
+  for (TensorStrides* s : {&problem.input, &problem.output}) *s = {2 * s->batch, 2 * s->channel, 2 * s->position};
+  problem.weight = {2 * problem.weight.out_channel, 2 * problem.weight.in_channel, 2 * problem.weight.tap};
+}
+const void* part(const at::Tensor& t, int index) {
+  return static_cast<const char*>(t.const_data_ptr()) + index * (t.element_size() / 2);
+}
+void* mutable_part(const at::Tensor& t, int index) {
+  return static_cast<char*>(t.mutable_data_ptr()) + index * (t.element_size() / 2);
+}
+
+// The product of a and b, complex, out of real ones: multiply(problem, part of a, part of b, part of the result).
+template <class Multiply>
+void multiply_parts(Conv1dProblem problem, const at::Tensor& a, const at::Tensor& b, const Multiply& multiply) {
+  view_parts(problem);
+  for (int part_a : {0, 1}) {
+    for (int part_b : {0, 1}) {
+      const bool squared_i = part_a == 1 && part_b == 1;
+      problem.accumulate = part_a == 1;
+      // A conjugate tensor is stored as it was and its imaginary part is read with the other sign.
+      problem.negate = squared_i ^ (part_a == 1 && a.is_conj()) ^ (part_b == 1 && b.is_conj());
+      multiply(problem, part_a, part_b, part_a ^ part_b);
+    }
+  }
+}
+
+// torch's convolutions follow the memory format of the weight.
+at::Tensor empty_result(at::IntArrayRef sizes, const at::Tensor& like, const at::Tensor& weight) {
+  if (weight.unsqueeze(2).suggest_memory_format() == at::MemoryFormat::ChannelsLast) {
+    return at::empty({sizes[0], sizes[2], sizes[1]}, like.options()).transpose(1, 2);
+  }
+  return at::empty(sizes, like.options());
+}
+
+at::Tensor conv1d_cpu(
+    const Geometry<int64_t>& geometry, const at::Tensor& input, const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias) {
+  if (!covered(input, weight)) return fallback::conv1d(geometry, input, weight, bias);
+  Conv1dProblem problem = check_conv1d(geometry, input, weight, bias);
+  if (problem.in_channels == 0) return fallback::conv1d(geometry, input, weight, bias);
+  const at::Tensor output = empty_result({problem.batch, problem.out_channels, problem.out_length}, input, weight);
+  problem.input = strides(input);
+  problem.output = strides(output);
+  problem.weight = weight_strides(weight);
+  const Kernels kernels = kernels_for(at::toRealValueType(input.scalar_type()));
+  if (!input.is_complex()) {
+    const at::Tensor bias_row = bias.has_value() && bias->defined() ? bias->contiguous() : at::Tensor();
+    run(kernels, problem,
+        ForwardArgs{input.const_data_ptr(), weight.const_data_ptr(),
+                    bias_row.defined() ? bias_row.const_data_ptr() : nullptr, output.mutable_data_ptr()});
+    return output;
+  }
+  const at::Tensor bias_parts =  // [2, C_out]
+      bias.has_value() && bias->defined() ? at::view_as_real(bias->resolve_conj()).t().contiguous() : at::Tensor();
+  multiply_parts(problem, input, weight, [&](const Conv1dProblem& real, int in_part, int weight_part, int out_part) {
+    // The first product of each part brings the bias, which is subtracted along with a product that is.
+    at::Tensor bias_row;
+    if (bias_parts.defined() && !real.accumulate) bias_row = real.negate ? -bias_parts[out_part] : bias_parts[out_part];
+    run(kernels, real,
+        ForwardArgs{part(input, in_part), part(weight, weight_part),
+                    bias_row.defined() ? bias_row.const_data_ptr() : nullptr, mutable_part(output, out_part)});
+  });
+  return output;
+}
+
+at::Tensor conv1d_backward_input_cpu(
+    const Geometry<int64_t>& geometry, const at::Tensor& grad_output, const at::Tensor& weight, int64_t in_length) {
+  if (!covered(grad_output, weight)) return fallback::conv1d_backward_input(geometry, grad_output, weight, in_length);
+  Conv1dProblem problem = check_conv1d_backward_input(geometry, grad_output, weight, in_length);
+  const std::array<int64_t, 3> sizes{problem.batch, problem.in_channels, problem.in_length};
+  const at::Tensor grad_input = grad_output.is_complex() ? at::empty(sizes, grad_output.options())
+                                                         : empty_result(sizes, grad_output, weight);
+  problem.input = strides(grad_input);
+  problem.output = strides(grad_output);
+  problem.weight = weight_strides(weight);
+  const Kernels kernels = kernels_for(at::toRealValueType(grad_output.scalar_type()));
+  if (!grad_output.is_complex()) {
+    run(kernels, problem,
+        BackwardInputArgs{grad_output.const_data_ptr(), weight.const_data_ptr(), grad_input.mutable_data_ptr()});
+    return grad_input;
+  }
+  multiply_parts(problem, grad_output, weight, [&](const Conv1dProblem& real, int grad_part, int weight_part, int part_) {
+    run(kernels, real,
+        BackwardInputArgs{part(grad_output, grad_part), part(weight, weight_part), mutable_part(grad_input, part_)});
+  });
+  return grad_input;
+}
+
+at::Tensor conv1d_backward_weight_cpu(
+    const Geometry<int64_t>& geometry, const at::Tensor& grad_output, const at::Tensor& input, int64_t kernel_size) {
+  if (!covered(grad_output, input)) return fallback::conv1d_backward_weight(geometry, grad_output, input, kernel_size);
+  Conv1dProblem problem = check_conv1d_backward_weight(geometry, grad_output, input, kernel_size);
+  const at::Tensor grad_weight =
+      at::empty({problem.out_channels, problem.in_channels / problem.groups, kernel_size}, input.options());
+  problem.input = strides(input);
+  problem.output = strides(grad_output);
+  problem.weight = weight_strides(grad_weight);
+  const Kernels kernels = kernels_for(at::toRealValueType(input.scalar_type()));
+  if (!input.is_complex()) {
+    run(kernels, problem,
+        BackwardWeightArgs{grad_output.const_data_ptr(), input.const_data_ptr(), grad_weight.mutable_data_ptr(),
+                           nullptr});
+    return grad_weight;
+  }
+  multiply_parts(problem, grad_output, input, [&](const Conv1dProblem& real, int grad_part, int in_part, int part_) {
+    run(kernels, real,
+        BackwardWeightArgs{part(grad_output, grad_part), part(input, in_part), mutable_part(grad_weight, part_),
+                           nullptr});
+  });
+  return grad_weight;
+}
+
+at::Tensor conv1d_backward_bias_cpu(const at::Tensor& grad_output) {
+  if (!covered(grad_output, grad_output)) return fallback::conv1d_backward_bias(grad_output);
+  Conv1dProblem problem = check_conv1d_backward_bias(grad_output);
+  problem.output = strides(grad_output);
+  const Kernels kernels = kernels_for(at::toRealValueType(grad_output.scalar_type()));
+  if (!grad_output.is_complex()) {
+    const at::Tensor grad_bias = at::empty({problem.out_channels}, grad_output.options());
+    run(kernels, problem, BackwardBiasArgs{grad_output.const_data_ptr(), grad_bias.mutable_data_ptr()});
+    return grad_bias;
+  }
+  view_parts(problem);
+  const at::Tensor parts =
+      at::empty({2, problem.out_channels}, grad_output.options().dtype(at::toRealValueType(grad_output.scalar_type())));
+  for (int index : {0, 1}) {
+    problem.negate = index == 1 && grad_output.is_conj();
+    run(kernels, problem, BackwardBiasArgs{part(grad_output, index), parts[index].mutable_data_ptr()});
+  }
+  return at::complex(parts[0], parts[1]);
+}
+
+TORCH_LIBRARY_IMPL(conv1d_ext, CPU, m) {
+  m.impl("conv1d", Flat<&conv1d_cpu>::call);
+  m.impl("conv1d_backward_input", Flat<&conv1d_backward_input_cpu>::call);
+  m.impl("conv1d_backward_weight", Flat<&conv1d_backward_weight_cpu>::call);
+  m.impl("conv1d_backward_bias", conv1d_backward_bias_cpu);
+}
+
+// The kernels read lazily conjugated tensors as they are; without this, torch would make a copy first.
+TORCH_LIBRARY_IMPL(conv1d_ext, Conjugate, m) {
+  for (const char* op : {"conv1d", "conv1d_backward_input", "conv1d_backward_weight", "conv1d_backward_bias"}) {
+    m.impl(op, torch::CppFunction::makeFallthrough());
+  }
+}
+
+}  // namespace
+}  // namespace conv1d_ext

@@ -1,0 +1,68 @@
+// What one instruction set offers: a table of functions per (operator, dtype), and the shape of its register tile,
+// which the plan needs. Kernels neither allocate, nor thread, nor check: they get a problem, a plan, pointers, scratch
+// memory of plan.scratch_bytes (64-byte aligned, one per thread) and a range of the plan's work units.
+#pragma once
+
+#include "cpu/plan.h"
+#include "problem.h"
+
+namespace conv1d_ext {
+
+struct ForwardArgs {
+  const void* input;
+  const void* weight;
+  const void* bias;  // may be null
+  void* output;
+};
+
+struct BackwardInputArgs {
+  const void* grad_output;
+  const void* weight;
+  void* grad_input;
+};
+
+struct BackwardWeightArgs {
+  const void* grad_output;
+  const void* input;
+  void* grad_weight;
+  void* partial_sums;  // plan.partial_bytes, shared by all threads; null where plan.reduction_chunks == 1
+};
+
+struct BackwardBiasArgs {
+  const void* grad_output;
+  void* grad_bias;
+};
+
+// The kernels of one storage type.
+struct KernelSet {
+  void (*forward)(const Conv1dProblem&, const Plan&, const ForwardArgs&, void* scratch, int64_t begin, int64_t end);
+  void (*backward_input)(
+      const Conv1dProblem&, const Plan&, const BackwardInputArgs&, void* scratch, int64_t begin, int64_t end);
+  // Second pass of backward_input, where plan.edge_units > 0: adds the gradients of the padding to the positions that
+  // it was copied from.
+  void (*backward_input_edges)(
+      const Conv1dProblem&, const Plan&, const BackwardInputArgs&, void* scratch, int64_t begin, int64_t end);
+  void (*backward_weight)(
+      const Conv1dProblem&, const Plan&, const BackwardWeightArgs&, void* scratch, int64_t begin, int64_t end);
+  // Second pass of backward_weight, where plan.reduction_chunks > 1: adds the partial sums, in their order.
+  void (*backward_weight_sum)(
+      const Conv1dProblem&, const Plan&, const BackwardWeightArgs&, int64_t begin, int64_t end);
+  void (*backward_bias)(const Conv1dProblem&, const BackwardBiasArgs&, int64_t begin, int64_t end);
+};
+
+struct KernelTable {
+  KernelSet float32, float64, bfloat16, float16;
+  TileShape tile_float, tile_double;
+};
+
+namespace portable {
+extern const KernelTable kernel_table;
+}
+namespace avx2 {
+extern const KernelTable kernel_table;
+}
+namespace avx512 {
+extern const KernelTable kernel_table;
+}
+
+}  // namespace conv1d_ext

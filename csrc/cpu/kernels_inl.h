@@ -1,0 +1,48 @@
+// All kernels of one instruction set, over the vector type that was included before.
+#pragma once
+
+#include "cpu/kernel_table.h"
+// In order of use.
+#include "cpu/tile_inl.h"
+#include "cpu/panel_inl.h"
+#include "cpu/dot_inl.h"
+#include "cpu/columns_inl.h"
+#include "cpu/forward_inl.h"
+#include "cpu/backward_input_inl.h"
+#include "cpu/backward_weight_inl.h"
+
+namespace conv1d_ext {
+namespace {
+
+template <class Storage>
+void forward(
+    const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, void* scratch, int64_t begin,
+    int64_t end) {
+  if (plan.algorithm == Algorithm::kColumns) {
+    forward_columns<Storage>(problem, plan, args, scratch, begin, end);
+  } else {
+    forward_panel<Storage>(problem, plan, args, scratch, begin, end);
+  }
+}
+
+template <class Storage>
+constexpr KernelSet kernel_set() {
+  return {forward<Storage>,
+          backward_input_panel<Storage>,
+          backward_input_edges<Storage>,
+          backward_weight_panel<Storage>,
+          backward_weight_sum<Storage>,
+          backward_bias<Storage>};
+}
+
+constexpr KernelTable make_kernel_table() {
+  return {kernel_set<float>(),
+          kernel_set<double>(),
+          kernel_set<BFloat16>(),
+          kernel_set<Float16>(),
+          {F32::kLanes, kTileRows, kTileAccumulators},
+          {F64::kLanes, kTileRows, kTileAccumulators}};
+}
+
+}  // namespace
+}  // namespace conv1d_ext

@@ -1,0 +1,267 @@
+#include "cpu/plan.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <numeric>
+
+namespace conv1d_ext {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// `total` in the fewest blocks of at most `limit`, all but the last of one size: 3 x 320 rather than 384 + 384 + 192.
+int64_t balanced_block(int64_t total, int64_t limit, int64_t multiple) {
+  const int64_t blocks = std::max<int64_t>(1, ceil_div(total, std::max<int64_t>(1, limit)));
+  return std::max<int64_t>(multiple, round_up(ceil_div(total, blocks), multiple));
+}
+
+struct Planner {
+  const Conv1dProblem& p;
+  const ElementSizes sizes;
+  const TileShape& tile;
+  const CacheSizes cache;
+  const int64_t in_per_group = p.in_channels / p.groups;
+  const int64_t out_per_group = p.out_channels / p.groups;
+  const bool same_type = sizes.storage == sizes.accumulate;
+  const bool plain_store = same_type && !p.accumulate && !p.negate;
+  const int64_t tile_columns = tile.accumulators / tile.rows * tile.lanes;
+  // Half of the L2 cache for the panel: the rest is for weights, results and what streams by.
+  const int64_t panel_budget = std::min<int64_t>(cache.l2 / 2, 1 << 20) / sizes.accumulate;
+  // Taps k and k + period read the same phase of the input, period * dilation / stride positions apart.
+  const int64_t period = p.stride / std::gcd(p.stride, p.dilation);
+  const int64_t period_shift = p.dilation / std::gcd(p.stride, p.dilation);
+
+  // Positions in a row of the panel besides those of the outputs, for so many taps.
+  static int64_t halo(int64_t taps, int64_t phases, int64_t shift) { return (taps - 1) / phases * shift; }
+
+  // Rows are padded to an odd number of cache lines: at a multiple of 4096 bytes they would all share a few cache sets.
+  int64_t row_width(int64_t elements) const {
+    const int64_t line = 64 / sizes.accumulate;
+    return (ceil_div(elements, line) | 1) * line;
+  }
+
+  void finish(Plan& plan, int64_t tables) const {
+    plan.scratch_bytes = 64 * 8 + sizes.accumulate * (plan.panel_elements + plan.weight_elements + plan.result_elements) +
+                         tables * int64_t{sizeof(int64_t)};
+  }
+
+  // Block sizes for an operator whose panel has `channels` rows of phases and whose tile has `rows` rows, over `length`
+  // positions and `taps` taps per position. `spread`: positions added to each row of the panel, besides the halo.
+  void panel_blocks(
+      Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t taps, int64_t phases, int64_t shift,
+      int64_t spread) const {
+    // Long rows where few sums are kept per column, so that a row costs little to begin; 8 tiles of columns elsewhere,
+    // so that a tile's weights are reused from the L1 cache.
+    const int64_t limit = rows < tile.rows ? 2048 : 8 * tile_columns;
+    plan.panel_phases = phases;
+    plan.phase_shift = shift;
+    plan.position_block = balanced_block(length, limit, tile.lanes);
+    plan.channel_block = channels;
+    plan.tap_block = taps;
+    const auto volume = [&](int64_t block_channels) {
+      return block_channels * std::min(phases, plan.tap_block) *
+             (plan.position_block + halo(plan.tap_block, phases, shift) + spread);
+    };
+    // Too large for the cache: fewer positions, down to 2 tiles; then fewer taps, where the halo is the trouble; then
+    // fewer channels, at the price of sums that come and go.
+    while (volume(channels) > panel_budget && plan.position_block > 2 * tile_columns) {
+      plan.position_block = balanced_block(length, plan.position_block - tile_columns, tile.lanes);
+    }
+    while (volume(1) > panel_budget && plan.tap_block > phases) {
+      plan.tap_block = std::max(phases, round_up(plan.tap_block / 2, phases));
+    }
+    while (volume(1) > panel_budget && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
+    if (volume(channels) > panel_budget) {
+      plan.channel_block = balanced_block(channels, panel_budget / volume(1), 1);
+    }
+    plan.position_blocks = ceil_div(length, plan.position_block);
+    plan.batch_block = 1;
+    int64_t row = plan.position_block + halo(plan.tap_block, phases, shift) + spread;
+    plan.item_pitch = row;
+    // Short outputs: several batch items side by side, for about 4 tiles of columns.
+    if (plan.position_blocks == 1 && length < tile_columns && p.batch > 1) {
+      plan.item_pitch = length + halo(plan.tap_block, phases, shift) + spread;
+      plan.batch_block = std::min(p.batch, ceil_div(4 * tile_columns, plan.item_pitch));
+      while (plan.batch_block > 1 &&
+             plan.batch_block * plan.item_pitch * plan.channel_block * std::min(phases, plan.tap_block) > panel_budget) {
+        --plan.batch_block;
+      }
+      row = plan.batch_block * plan.item_pitch;
+    }
+    // Whole vectors are read at every shift.
+    plan.panel_width = row_width(row + tile.lanes);
+    plan.panel_elements = plan.channel_block * std::min(phases, plan.tap_block) * plan.panel_width + 64;
+  }
+
+  // What the forward and the input gradient have in common: weights, results and work units over tiles of rows.
+  void rows_and_units(Plan& plan, int64_t rows, int64_t result_position_stride, int64_t stride) const {
+    plan.algorithm = Algorithm::kPanel;
+    plan.reduction_chunks = 1;
+    plan.partial_bytes = 0;
+    plan.edge_units = 0;
+    plan.direct = plain_store && result_position_stride == 1 && stride == 1 && plan.batch_block == 1;
+    plan.out_tiles = ceil_div(rows, tile.rows);
+    plan.out_block = std::min(rows, 8 * tile.rows);
+    const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + plan.position_block;
+    // Weights are read where they are if that is only a few times.
+    plan.pack_weight = !same_type || (rows > 1 && plan.position_blocks * columns >= 4 * tile_columns);
+    plan.weight_elements = plan.pack_weight ? tile.rows * plan.channel_block * plan.tap_block : 0;
+    plan.result_elements = plan.out_block * round_up(columns, tile.lanes);
+    plan.units = ceil_div(p.batch, plan.batch_block) * p.groups * plan.position_blocks * plan.out_tiles;
+    finish(plan, 2 * plan.tap_block);
+  }
+
+  Plan forward() const {
+    Plan plan{};
+    // Outputs that fill less than a vector, and weights that are read in their order.
+    if (p.out_length * 2 <= tile.lanes && in_per_group * p.kernel_size >= 4 * tile.lanes &&
+        p.weight.tap == 1 && p.weight.in_channel == p.kernel_size) {
+      return forward_columns();
+    }
+    // A row per phase of the stride, or one per tap where that is less to copy: dilation beyond the block.
+    const int64_t phases = std::min(period, p.kernel_size);
+    const int64_t block = std::min(p.out_length, 8 * tile_columns);
+    const bool row_per_tap = p.kernel_size * block <
+                             phases * (block + halo(p.kernel_size, phases, period_shift));
+    panel_blocks(plan, in_per_group, out_per_group, p.out_length, p.kernel_size,
+                 row_per_tap ? p.kernel_size : phases, row_per_tap ? 0 : period_shift, 0);
+    rows_and_units(plan, out_per_group, p.output.position, 1);
+    return plan;
+  }
+
+  Plan forward_columns() const {
+    Plan plan{};
+    plan.algorithm = Algorithm::kColumns;
+    plan.reduction_chunks = 1;
+    plan.position_block = std::min<int64_t>(p.batch * p.out_length, 16);
+    plan.position_blocks = ceil_div(p.batch * p.out_length, plan.position_block);
+    // The columns of a block in a quarter of the L2 cache.
+    plan.channel_block = std::clamp<int64_t>(panel_budget / 2 / plan.position_block / p.kernel_size, 1, in_per_group);
+    plan.tap_block = p.kernel_size;
+    plan.panel_width = row_width(plan.channel_block * p.kernel_size);
+    plan.panel_elements = plan.position_block * plan.panel_width;
+    plan.out_tiles = ceil_div(out_per_group, 24);  // a multiple of the tile of every instruction set
+    plan.out_block = kColumnsOutBlock;
+    plan.result_elements = plan.out_block * plan.position_block;
+    plan.units = p.groups * plan.position_blocks * plan.out_tiles;
+    finish(plan, 0);
+    return plan;
+  }
+
+  Plan backward_input() const {
+    Plan plan{};
+    const int64_t positions = ceil_div(p.in_length, p.stride);
+    const int64_t classes = std::min(period, p.kernel_size);
+    // grad_output positions that the classes of taps lie apart: offset(0) - offset(classes - 1) of the kernel, at most.
+    const int64_t spread = (classes - 1) * p.dilation / p.stride + 1;
+    panel_blocks(plan, out_per_group, in_per_group, positions, ceil_div(p.kernel_size, period), 1, period_shift,
+                 spread);
+    plan.panel_phases = period;
+    rows_and_units(plan, in_per_group, p.input.position, p.stride);
+    if (p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0) {
+      plan.edge_units = p.batch * p.groups * plan.out_tiles;
+    }
+    return plan;
+  }
+
+  Plan backward_weight() const {
+    Plan plan{};
+    const bool dot = out_per_group * 4 <= tile.lanes;
+    plan.algorithm = dot ? Algorithm::kDot : Algorithm::kPanel;
+    plan.panel_phases = std::min(period, p.kernel_size);
+    plan.phase_shift = period_shift;
+    plan.direct = false;
+    plan.pack_weight = true;
+    // Two tiles of output channels, so that a broadcast row is used twice while it is in the L1 cache.
+    plan.out_block = dot ? out_per_group : std::min(out_per_group, balanced_block(out_per_group, 2 * tile_columns, tile.lanes));
+    const int64_t columns = dot ? out_per_group : round_up(plan.out_block, tile.lanes);
+    // The transposed grad_output of a block in half of the L1 cache.
+    const int64_t limit = dot ? 1024 : std::max(64 * int64_t{1}, cache.l1 / 2 / sizes.accumulate / columns);
+    plan.position_block = balanced_block(p.out_length, limit, 1);
+    plan.position_blocks = ceil_div(p.out_length, plan.position_block);
+    // Short outputs: several batch items between two visits of a sum.
+    plan.batch_block = dot || plan.position_blocks > 1
+                           ? 1
+                           : std::clamp<int64_t>(limit / plan.position_block, 1, std::max<int64_t>(1, p.batch));
+    // Rows (in_channel, tap) of sums, and their panel: half of the L2 cache each.
+    const int64_t row_limit = std::max<int64_t>(1, panel_budget / columns);
+    plan.tap_block = std::min(p.kernel_size, row_limit);
+    const auto item = [&] { return plan.position_block + halo(plan.tap_block, plan.panel_phases, plan.phase_shift); };
+    while (plan.batch_block * item() * std::min(plan.panel_phases, plan.tap_block) > panel_budget && plan.tap_block > 1) {
+      plan.tap_block = ceil_div(plan.tap_block, 2);
+    }
+    plan.tap_block = ceil_div(p.kernel_size, ceil_div(p.kernel_size, plan.tap_block));
+    plan.item_pitch = item();
+    const int64_t phases = std::min(plan.panel_phases, plan.tap_block);
+    plan.panel_width = row_width(plan.batch_block * plan.item_pitch);
+    const int64_t channel_limit =
+        std::min(row_limit / plan.tap_block, std::max<int64_t>(1, panel_budget / (phases * plan.panel_width)));
+    // No more than needed for 16 units, so that there is work for as many threads.
+    const int64_t other_units = p.groups * ceil_div(out_per_group, plan.out_block) * ceil_div(p.kernel_size, plan.tap_block);
+    const int64_t wanted = std::max(ceil_div(in_per_group, std::max<int64_t>(1, channel_limit)),
+                                    std::min(ceil_div(16, other_units), ceil_div(in_per_group * plan.tap_block, 2 * tile.rows)));
+    plan.channel_block = std::max<int64_t>(1, ceil_div(in_per_group, std::max<int64_t>(1, std::min(wanted, in_per_group))));
+    plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width + 64;
+    plan.weight_elements = plan.batch_block * plan.position_block * columns + 64;
+    plan.result_elements = plan.channel_block * plan.tap_block * columns;
+
+    const int64_t blocks = other_units * ceil_div(in_per_group, plan.channel_block);
+    const int64_t steps = ceil_div(p.batch, plan.batch_block) * plan.position_blocks;
+    // Few blocks of weights and a long sum: the sum is cut into parts, the same ones for every number of threads.
+    plan.reduction_chunks = blocks >= 16 ? 1 : std::clamp<int64_t>(std::min(ceil_div(16, blocks), steps / 8), 1, 16);
+    plan.out_tiles = 1;
+    plan.units = plan.reduction_chunks * blocks;
+    plan.partial_bytes =
+        plan.reduction_chunks == 1
+            ? 0
+            : plan.reduction_chunks * p.out_channels * in_per_group * p.kernel_size * sizes.accumulate;
+    finish(plan, plan.channel_block * plan.tap_block + 2 * plan.position_block);
+    return plan;
+  }
+};
+
+int64_t cache_size(int name, int64_t fallback) {
+  const long bytes = sysconf(name);
+  return bytes > 0 ? bytes : fallback;
+}
+
+CacheSizes& chosen_cache_sizes() {
+  static CacheSizes sizes{cache_size(_SC_LEVEL1_DCACHE_SIZE, CacheSizes{}.l1),
+                          cache_size(_SC_LEVEL2_CACHE_SIZE, CacheSizes{}.l2)};
+  return sizes;
+}
+
+}  // namespace
+
+const char* algorithm_name(Algorithm algorithm) {
+  switch (algorithm) {
+    case Algorithm::kPanel:
+      return "panel";
+    case Algorithm::kColumns:
+      return "columns";
+    case Algorithm::kDot:
+      return "dot";
+  }
+  return "";
+}
+
+CacheSizes cache_sizes() { return chosen_cache_sizes(); }
+
+void set_cache_sizes(CacheSizes sizes) { chosen_cache_sizes() = sizes; }
+
+Plan make_plan(Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache) {
+  const Planner planner{problem, sizes, tile, cache};
+  switch (op) {
+    case Op::kForward:
+      return planner.forward();
+    case Op::kBackwardInput:
+      return planner.backward_input();
+    case Op::kBackwardWeight:
+      return planner.backward_weight();
+  }
+  return {};
+}
+
+}  // namespace conv1d_ext

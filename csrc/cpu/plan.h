@@ -1,0 +1,73 @@
+// Which algorithm a problem gets, and its block sizes: a pure function of the problem, the element types, the tile of
+// the instruction set and the cache. It knows nothing of threads, so results cannot depend on their number.
+#pragma once
+
+#include <cstddef>
+
+#include "problem.h"
+
+namespace conv1d_ext {
+
+// The register tile of an instruction set: `rows` x (accumulators / rows) vectors of `lanes` elements.
+struct TileShape {
+  int64_t lanes, rows, accumulators;
+};
+
+enum class Op { kForward, kBackwardInput, kBackwardWeight };
+
+enum class Algorithm {
+  // Blocks of the input (or grad_output) are copied to a padded panel in the cache, split by phase modulo the stride,
+  // so that every tap is a unit-stride read; the register tile runs over it.
+  kPanel,
+  // Outputs of a few positions, where the weights are the traffic: the inputs that each output position meets are laid
+  // out as one row [in_channel][tap], just as the weights are stored, and both are read along it.
+  kColumns,
+  // Weight gradients of few output channels: dot products along the positions.
+  kDot,
+};
+
+const char* algorithm_name(Algorithm algorithm);
+
+struct Plan {
+  Algorithm algorithm;
+  int64_t batch_block;     // batch items side by side in one panel
+  int64_t position_block;  // positions per panel and batch item
+  int64_t out_block;       // output channels per block of results
+  int64_t channel_block;   // channels per panel
+  int64_t tap_block;       // taps per panel
+  int64_t panel_phases;    // rows of the panel per channel: tap k reads row k % panel_phases, shifted
+  int64_t phase_shift;     // ... by k / panel_phases * phase_shift positions
+  int64_t panel_width;     // elements from row to row
+  int64_t item_pitch;      // elements from batch item to batch item in a row
+  bool pack_weight;        // copy a tile's weights in the order of their use, in the accumulation type
+  bool direct;             // sums are kept in the result itself, not in scratch memory
+  int64_t reduction_chunks;  // backward_weight: parts of the sum over batch and positions, summed up at the end
+
+  // Scratch memory of a thread, in elements of the accumulation type.
+  int64_t panel_elements;   // the panel, or the columns
+  int64_t weight_elements;  // a tile's weights in the order of their use; backward_weight: grad_output, transposed
+  int64_t result_elements;
+
+  int64_t position_blocks, out_tiles;  // factors of `units`
+  int64_t units;                       // of work, to be dealt to the threads in contiguous ranges
+  int64_t edge_units;                  // of the second pass of backward_input
+  int64_t scratch_bytes;               // per thread, all of the above and the tables of offsets
+  int64_t partial_bytes;               // shared, for partial sums
+};
+
+// Output channels that kColumns keeps the addresses of, at most.
+constexpr int64_t kColumnsOutBlock = 64;
+
+struct ElementSizes {
+  int64_t storage, accumulate;  // bytes
+};
+
+struct CacheSizes {
+  int64_t l1 = 32 << 10, l2 = 1 << 20;  // data bytes per core
+};
+CacheSizes cache_sizes();  // of this machine; read once
+void set_cache_sizes(CacheSizes sizes);  // for tests, of blocks that real caches would only need for large problems
+
+Plan make_plan(Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache);
+
+}  // namespace conv1d_ext

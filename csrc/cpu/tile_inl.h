@@ -1,0 +1,138 @@
+// The register tile that does nearly all the arithmetic:
+//   c[row][column] = sum over channel, tap of a(row, channel, tap) * b[channel][tap][column]
+// a is broadcast, b is read in vectors, all sums stay in registers. Every sum is one chain over the channels and, in
+// each, the taps, continued from `c` or begun with `init`: no result depends on how rows and columns are dealt into
+// tiles, nor on how the channels are dealt into calls.
+#pragma once
+
+namespace conv1d_ext {
+namespace {
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using type = F32;
+};
+template <>
+struct VectorOf<double> {
+  using type = F64;
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+
+template <class T>
+struct Tile {
+  // a(row, channel, tap) = a[(channel * taps + tap) * rows + row] where packed, else
+  // a[a_row[row] + channel * a_channel + a_tap[tap]].
+  const T* a;
+  const int64_t* a_row;
+  int64_t a_channel;
+  const int64_t* a_tap;
+  // b[channel][tap][column] = b[channel * b_channel + b_tap[tap] + column]; whole vectors are read.
+  const T* b;
+  int64_t b_channel;
+  const int64_t* b_tap;
+  int64_t channels, taps;
+  // c[row * c_row + column]; the sums begin with init[row], or with c where init is null.
+  T* c;
+  int64_t c_row;
+  const T* init;
+  int64_t columns;
+};
+
+template <class T, int kRows, int kVectors, bool kPacked>
+void run_tile(const Tile<T>& tile) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const int64_t tail = tile.columns - (kVectors - 1) * kLanes;  // columns of the last vector, 1..kLanes
+  Vec<T> acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const T* c = tile.c + r * tile.c_row;
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      if (tile.init != nullptr) {
+        acc[r][v] = broadcast(tile.init[r]);
+      } else if (v + 1 < kVectors || tail == kLanes) {
+        acc[r][v] = load(c + v * kLanes);
+      } else {
+        acc[r][v] = load_partial(c + v * kLanes, tail);
+      }
+    }
+  }
+
+  const T* a_packed = tile.a;
+  const T* a_row[kRows];
+  if constexpr (!kPacked) {
+    for (int r = 0; r < kRows; ++r) a_row[r] = tile.a + tile.a_row[r];
+  }
+  for (int64_t channel = 0; channel < tile.channels; ++channel) {
+    const T* b_channel = tile.b + channel * tile.b_channel;
+    const int64_t a_channel = channel * tile.a_channel;
+    for (int64_t tap = 0; tap < tile.taps; ++tap) {
+      const T* b = b_channel + tile.b_tap[tap];
+      const int64_t a_index = kPacked ? 0 : a_channel + tile.a_tap[tap];
+      Vec<T> b_vector[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) b_vector[v] = load(b + v * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const Vec<T> a = broadcast(kPacked ? a_packed[r] : a_row[r][a_index]);
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) acc[r][v] = fma(a, b_vector[v], acc[r][v]);
+      }
+      if (kPacked) a_packed += kRows;
+    }
+  }
+
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    T* c = tile.c + r * tile.c_row;
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      if (v + 1 < kVectors || tail == kLanes) {
+        store(c + v * kLanes, acc[r][v]);
+      } else {
+        store_partial(c + v * kLanes, acc[r][v], tail);
+      }
+    }
+  }
+}
+
+// The widest tile of so many rows. 12 vectors suffice to hide the latency of the FMAs where there is a single row.
+constexpr int max_vectors(int rows) { return kTileAccumulators / rows < 12 ? kTileAccumulators / rows : 12; }
+
+template <class T, bool kPacked, int kRows, int kVectors>
+void run_tile_of_width(const Tile<T>& tile, int64_t vectors) {
+  if constexpr (kVectors > 0) {
+    if (vectors == kVectors) return run_tile<T, kRows, kVectors, kPacked>(tile);
+    run_tile_of_width<T, kPacked, kRows, kVectors - 1>(tile, vectors);
+  }
+}
+
+// All columns of so many rows, in tiles of nearly equal width.
+template <class T, bool kPacked, int kRows>
+void run_row_tile(Tile<T> tile) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  const int64_t columns = tile.columns, vectors = ceil_div(columns, kLanes);
+  const int64_t tiles = ceil_div(vectors, max_vectors(kRows));
+  const Tile<T> first = tile;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t begin = part_begin(vectors, tiles, i), end = part_begin(vectors, tiles, i + 1);
+    tile.b = first.b + begin * kLanes;
+    tile.c = first.c + begin * kLanes;
+    tile.columns = min_of(end * kLanes, columns) - begin * kLanes;
+    run_tile_of_width<T, kPacked, kRows, max_vectors(kRows)>(tile, end - begin);
+  }
+}
+
+template <class T, bool kPacked, int kRows = kTileRows>
+void run_rows(const Tile<T>& tile, int64_t rows) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) return run_row_tile<T, kPacked, kRows>(tile);
+    run_rows<T, kPacked, kRows - 1>(tile, rows);
+  }
+}
+
+}  // namespace
+}  // namespace conv1d_ext

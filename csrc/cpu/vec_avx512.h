@@ -1,0 +1,80 @@
+// AVX-512 (F, BW, VL, DQ): 32 registers of 16 floats or 8 doubles.
+#pragma once
+
+#include <immintrin.h>
+
+// GCC 12 warns of its own intrinsics: their "undefined" vectors are initialised with themselves (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+#include "cpu/scalar_inl.h"
+
+namespace conv1d_ext {
+namespace {
+
+// 8 rows x 3 vectors: 24 accumulators + 3 loads + 1 broadcast of 32 registers. 24 independent FMAs cover a latency of 4
+// cycles on two ports three times over; per step 3 loads and 8 broadcasts feed 24 FMAs.
+constexpr int kTileRows = 8;
+constexpr int kTileAccumulators = 24;
+// Dot products: 24 sums + 4 vectors of b + 1 of a.
+constexpr int kDotRows = 6;
+constexpr int kDotColumns = 4;
+
+struct F32 {
+  static constexpr int kLanes = 16;
+  __m512 v;
+};
+struct F64 {
+  static constexpr int kLanes = 8;
+  __m512d v;
+};
+
+inline __mmask16 first16(int64_t n) { return __mmask16((1u << n) - 1u); }
+inline __mmask8 first8(int64_t n) { return __mmask8((1u << n) - 1u); }
+
+inline F32 broadcast(float x) { return {_mm512_set1_ps(x)}; }
+inline F64 broadcast(double x) { return {_mm512_set1_pd(x)}; }
+inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F64 fma(F64 a, F64 b, F64 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+inline F32 add(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F64 add(F64 a, F64 b) { return {_mm512_add_pd(a.v, b.v)}; }
+inline float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
+inline double sum(F64 a) { return _mm512_reduce_add_pd(a.v); }
+
+inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline F64 load(const double* p) { return {_mm512_loadu_pd(p)}; }
+inline F32 widen_bf16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
+inline F32 load(const BFloat16* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline F32 load(const Float16* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+
+// The first n lanes, 0 <= n < kLanes; the others are zero and their memory is not touched.
+inline F32 load_partial(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first16(n), p)}; }
+inline F64 load_partial(const double* p, int64_t n) { return {_mm512_maskz_loadu_pd(first8(n), p)}; }
+inline F32 load_partial(const BFloat16* p, int64_t n) { return widen_bf16(_mm256_maskz_loadu_epi16(first16(n), p)); }
+inline F32 load_partial(const Float16* p, int64_t n) {
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(n), p))};
+}
+
+inline __m256i narrow_bf16(F32 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+}
+inline __m256i narrow_fp16(F32 a) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+inline void store(double* p, F64 a) { _mm512_storeu_pd(p, a.v); }
+inline void store(BFloat16* p, F32 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(a)); }
+inline void store(Float16* p, F32 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_fp16(a)); }
+inline void store_partial(float* p, F32 a, int64_t n) { _mm512_mask_storeu_ps(p, first16(n), a.v); }
+inline void store_partial(double* p, F64 a, int64_t n) { _mm512_mask_storeu_pd(p, first8(n), a.v); }
+inline void store_partial(BFloat16* p, F32 a, int64_t n) { _mm256_mask_storeu_epi16(p, first16(n), narrow_bf16(a)); }
+inline void store_partial(Float16* p, F32 a, int64_t n) { _mm256_mask_storeu_epi16(p, first16(n), narrow_fp16(a)); }
+
+}  // namespace
+}  // namespace conv1d_ext

@@ -1,0 +1,75 @@
+// Vectors of 16 bytes in the compiler's own vector extension: SSE2 on x86-64, NEON on Arm, scalar code elsewhere.
+#pragma once
+
+#include "cpu/scalar_inl.h"
+
+namespace conv1d_ext {
+namespace {
+
+// 4 rows x 2 vectors: 8 accumulators + 2 loads + 1 broadcast of the 16 registers that SSE2 has; a multiplication and an
+// addition need a register between them.
+constexpr int kTileRows = 4;
+constexpr int kTileAccumulators = 8;
+// Dot products: 8 sums + 2 vectors of b + 1 of a.
+constexpr int kDotRows = 4;
+constexpr int kDotColumns = 2;
+
+typedef float Floats __attribute__((vector_size(16)));
+typedef double Doubles __attribute__((vector_size(16)));
+
+struct F32 {
+  static constexpr int kLanes = 4;
+  Floats v;
+};
+struct F64 {
+  static constexpr int kLanes = 2;
+  Doubles v;
+};
+
+inline F32 broadcast(float x) { return {Floats{x, x, x, x}}; }
+inline F64 broadcast(double x) { return {Doubles{x, x}}; }
+inline F32 fma(F32 a, F32 b, F32 c) { return {a.v * b.v + c.v}; }
+inline F64 fma(F64 a, F64 b, F64 c) { return {a.v * b.v + c.v}; }
+inline F32 add(F32 a, F32 b) { return {a.v + b.v}; }
+inline F64 add(F64 a, F64 b) { return {a.v + b.v}; }
+inline float sum(F32 a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+inline double sum(F64 a) { return a.v[0] + a.v[1]; }
+
+inline F32 load(const float* p) {
+  F32 a;
+  __builtin_memcpy(&a.v, p, sizeof a.v);
+  return a;
+}
+inline F64 load(const double* p) {
+  F64 a;
+  __builtin_memcpy(&a.v, p, sizeof a.v);
+  return a;
+}
+template <class Half>
+inline F32 load(const Half* p) {
+  return {Floats{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}};
+}
+
+// The first n lanes, 0 <= n < kLanes; the others are zero and their memory is not touched.
+template <class T>
+inline auto load_partial(const T* p, int64_t n) {
+  T lanes[4] = {};
+  __builtin_memcpy(lanes, p, n * sizeof(T));
+  return load(lanes);
+}
+
+inline void store(float* p, F32 a) { __builtin_memcpy(p, &a.v, sizeof a.v); }
+inline void store(double* p, F64 a) { __builtin_memcpy(p, &a.v, sizeof a.v); }
+template <class Half>
+inline void store(Half* p, F32 a) {
+  for (int i = 0; i < 4; ++i) narrow(a.v[i], p + i);
+}
+template <class T, class V>
+inline void store_partial(T* p, V a, int64_t n) {
+  T lanes[V::kLanes];
+  store(lanes, a);
+  __builtin_memcpy(p, lanes, n * sizeof(T));
+}
+
+}  // namespace
+}  // namespace conv1d_ext

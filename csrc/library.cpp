@@ -1,0 +1,17 @@
+// The operators' schemas. Each backend and each layer registers its kernels at the foot of its own file.
+#include <torch/library.h>
+
+TORCH_LIBRARY(conv1d_ext, m) {
+  m.def(
+      "conv1d(Tensor input, Tensor weight, Tensor? bias=None, SymInt stride=1, SymInt padding_left=0, "
+      "SymInt padding_right=0, SymInt dilation=1, SymInt groups=1, str padding_mode='zeros') -> Tensor");
+  m.def(
+      "conv1d_backward_input(Tensor grad_output, Tensor weight, SymInt in_length, SymInt stride=1, "
+      "SymInt padding_left=0, SymInt padding_right=0, SymInt dilation=1, SymInt groups=1, "
+      "str padding_mode='zeros') -> Tensor");
+  m.def(
+      "conv1d_backward_weight(Tensor grad_output, Tensor input, SymInt kernel_size, SymInt stride=1, "
+      "SymInt padding_left=0, SymInt padding_right=0, SymInt dilation=1, SymInt groups=1, "
+      "str padding_mode='zeros') -> Tensor");
+  m.def("conv1d_backward_bias(Tensor grad_output) -> Tensor");
+}

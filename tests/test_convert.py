@@ -1,0 +1,196 @@
+"""convert and revert: what is swapped, what is kept, what is left alone."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch.nn.utils import parametrizations, parametrize
+
+import conv1d_ext
+from conv1d_ext import convert, revert
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated"),
+    pytest.mark.filterwarnings("ignore:Lazy modules are a new feature"),
+]
+
+
+class OwnForward(torch.nn.Conv1d):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class OwnConvForward(torch.nn.Conv1d):
+    def _conv_forward(self, input, weight, bias):
+        return -super()._conv_forward(input, weight, bias)
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared = torch.nn.Conv1d(4, 4, 3, padding=1)
+        self.body = torch.nn.Sequential(self.shared, torch.nn.ReLU(), torch.nn.Conv1d(4, 4, 4, padding="same"))
+        self.own_forward = OwnForward(4, 4, 1)
+        self.own_conv_forward = OwnConvForward(4, 4, 1)
+        self.flat = torch.nn.Conv2d(1, 1, 1)
+
+    def forward(self, x):
+        return self.own_conv_forward(self.own_forward(self.body(self.shared(x))))
+
+
+INPUT = torch.randn(2, 4, 20)
+
+
+def assert_unchanged(module, change, input=INPUT):
+    """`change` keeps the output, the gradients and the identity of the parameters."""
+
+    def results():
+        module.zero_grad()
+        output = module(input)
+        output.sum().backward()
+        return [output.detach(), *(p.grad.clone() for p in module.parameters() if p.grad is not None)]
+
+    before, parameters = results(), dict(module.named_parameters())
+    assert change(module) is module
+    assert {name: id(p) for name, p in module.named_parameters()} == {n: id(p) for n, p in parameters.items()}
+    torch.testing.assert_close(results(), before)
+
+
+def test_swaps_every_conv1d_in_place():
+    net = Net()
+    assert_unchanged(net, convert)
+    assert type(net.shared) is type(net.body[2]) is conv1d_ext.Conv1d
+    assert net.shared is net.body[0]
+    assert_unchanged(net, revert)
+    assert type(net.shared) is type(net.body[2]) is torch.nn.Conv1d
+
+
+def test_swaps_the_module_itself():
+    module = torch.nn.Conv1d(4, 4, 3)
+    assert_unchanged(module, convert)
+    assert type(module) is conv1d_ext.Conv1d
+    assert_unchanged(module, revert)
+    assert type(module) is torch.nn.Conv1d
+
+
+def test_leaves_subclasses_alone():
+    net = convert(Net())
+    assert type(net.own_forward) is OwnForward
+    assert type(net.own_conv_forward) is OwnConvForward
+    ours = type("Ours", (conv1d_ext.Conv1d,), {})(4, 4, 3)
+    assert type(revert(ours)).__name__ == "Ours"
+
+
+def test_says_what_it_swapped_and_what_it_left(caplog):
+    reports: list[str] = []
+    net = convert(Net(), report=reports.append)
+    (report,) = reports
+    assert "2 swapped, 2 left" in report
+    for line in ("swapped shared: Conv1d", "swapped body.2: Conv1d", "left own_forward: OwnForward"):
+        assert line in report
+    with caplog.at_level(logging.INFO, logger="conv1d_ext"):
+        convert(revert(net))
+    assert caplog.text.count("2 swapped") == 2
+
+
+def test_twice_changes_nothing():
+    net = convert(convert(Net()))
+    assert type(net.shared) is conv1d_ext.Conv1d
+    assert type(revert(revert(net)).shared) is torch.nn.Conv1d
+
+
+def test_keeps_state_hooks_flags_and_dtype():
+    net = Net().double().eval()
+    net.shared.weight.requires_grad_(False)
+    net.shared.note = "kept"
+    calls: list = []
+    net.shared.register_forward_pre_hook(lambda module, args: calls.append("pre"))
+    net.shared.register_forward_hook(lambda module, args, output: output + 1)
+    state = copy.deepcopy(net.state_dict())
+    before = net(INPUT.double())
+    convert(net)
+    torch.testing.assert_close(net(INPUT.double()), before)
+    assert calls == ["pre"] * 4
+    assert not net.shared.training
+    assert not net.shared.weight.requires_grad
+    assert net.shared.note == "kept"
+    torch.testing.assert_close(dict(net.state_dict()), dict(state), rtol=0, atol=0)
+
+
+def test_optimizer_keeps_training_the_parameters():
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    convert(net)(INPUT).sum().backward()
+    before = net.shared.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(net.shared.weight, before)
+
+
+NORMS = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "old_weight_norm": torch.nn.utils.weight_norm,
+    "old_spectral_norm": torch.nn.utils.spectral_norm,
+    "two_parametrizations": lambda m: parametrizations.weight_norm(parametrizations.weight_norm(m), name="bias"),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_keeps_parametrizations(norm):
+    module = NORMS[norm](torch.nn.Conv1d(4, 6, 3, padding=1)).eval()
+    model = torch.nn.Sequential(module)
+    keys = list(model.state_dict())
+    assert_unchanged(model, convert)
+    assert isinstance(module, conv1d_ext.Conv1d)
+    assert list(model.state_dict()) == keys
+    assert parametrize.type_before_parametrizations(module) is conv1d_ext.Conv1d
+    assert_unchanged(model, revert)
+    assert not isinstance(module, conv1d_ext.Conv1d)
+    assert parametrize.type_before_parametrizations(module) is torch.nn.Conv1d
+
+
+def test_copy_of_a_parametrized_module_keeps_its_side():
+    module = parametrizations.weight_norm(torch.nn.Conv1d(4, 6, 3))
+    twin = copy.deepcopy(module)
+    convert(module)
+    assert not isinstance(twin, conv1d_ext.Conv1d)
+    twin = copy.deepcopy(module)
+    revert(module)
+    assert isinstance(twin, conv1d_ext.Conv1d)
+    torch.testing.assert_close(twin(INPUT), module(INPUT))
+
+
+def test_parametrizations_can_be_removed_afterwards():
+    module = convert(parametrizations.weight_norm(torch.nn.Conv1d(4, 6, 3)))
+    before = module(INPUT)
+    parametrize.remove_parametrizations(module, "weight")
+    assert type(module) is conv1d_ext.Conv1d
+    torch.testing.assert_close(module(INPUT), before)
+
+
+def test_parametrized_subclass_is_left_alone():
+    module = parametrizations.weight_norm(OwnForward(4, 4, 3))
+    assert not isinstance(convert(module), conv1d_ext.Conv1d)
+
+
+def test_swaps_lazy_modules():
+    model = convert(torch.nn.Sequential(torch.nn.LazyConv1d(6, 3)))
+    assert type(model[0]) is conv1d_ext.LazyConv1d
+    assert type(revert(model)[0]) is torch.nn.LazyConv1d
+    convert(model)(INPUT)
+    assert type(model[0]) is conv1d_ext.Conv1d
+
+
+def test_leaves_scripted_modules_alone():
+    scripted = torch.jit.script(torch.nn.Sequential(torch.nn.Conv1d(4, 4, 3)))
+    before = scripted(INPUT)
+    assert convert(scripted) is scripted
+    torch.testing.assert_close(scripted(INPUT), before)
+
+
+def test_rejects_what_is_no_module():
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, but got list"):
+        convert([torch.nn.Conv1d(4, 4, 3)])

@@ -1,0 +1,69 @@
+"""The laws between the layers (README, Design): who includes whom, and what the kernels' object files export."""
+
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+KERNEL_FILES = [
+    CSRC / "problem.h",
+    *CSRC.glob("cpu/*_inl.h"),
+    *CSRC.glob("cpu/vec_*.h"),
+    *CSRC.glob("cpu/isa_*.cpp"),
+    *CSRC.glob("cpu/plan.*"),
+    CSRC / "cpu/kernel_table.h",
+]
+PYTHON_LAYERS = ["__init__", "convert", "modules", "functional", "_ops"]
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^#include [<"](.+?)[>"]', path.read_text(), re.MULTILINE)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES, ids=relative)
+def test_kernels_do_not_know_torch(path: Path) -> None:
+    assert not [i for i in includes(path) if i.startswith(("torch/", "ATen/", "c10/"))]
+
+
+@pytest.mark.parametrize("path", sorted(CSRC.glob("*.*")), ids=relative)
+def test_upper_layers_do_not_know_backends(path: Path) -> None:
+    backends = [i for i in includes(path) if i.startswith(("cpu/", "cuda/"))]
+    if path.name == "python.cpp":  # reports the instruction sets and plans
+        backends = [i for i in backends if i not in ("cpu/isa.h", "cpu/plan.h")]
+    assert not backends
+
+
+@pytest.mark.parametrize("path", [p for p in KERNEL_FILES if "plan" not in p.name], ids=relative)
+def test_kernels_use_no_standard_templates(path: Path) -> None:
+    """An inline std:: function compiled for AVX-512 may be the copy that the linker keeps for the whole process."""
+    assert set(i for i in includes(path) if "/" not in i and i != "problem.h") <= {"immintrin.h", "cstdint"}
+
+
+def test_python_imports_point_one_way() -> None:
+    for i, layer in enumerate(PYTHON_LAYERS):
+        source = (ROOT / f"conv1d_ext/{layer}.py").read_text()
+        for above in PYTHON_LAYERS[:i]:
+            assert not re.search(rf"^\s*(from|import) .*\b{above}\b", source, re.MULTILINE), f"{layer} imports {above}"
+
+
+ISA_FLAGS = {"portable": [], "avx2": ["-mavx2", "-mfma", "-mf16c"]}
+ISA_FLAGS["avx512"] = [*ISA_FLAGS["avx2"], *(f"-mavx512{x}" for x in ("f", "bw", "vl", "dq"))]
+
+
+@pytest.mark.skipif(not sysconfig.get_platform().endswith("x86_64"), reason="other CPUs have the portable kernels only")
+@pytest.mark.parametrize("isa", ISA_FLAGS)
+def test_isa_objects_export_their_table_alone(isa: str, tmp_path: Path) -> None:
+    """Unoptimised, so that nothing is inlined away that a compiler might emit."""
+    compiler = ["g++", "-std=c++20", "-O0", "-c", f"-I{CSRC}", *ISA_FLAGS[isa]]
+    subprocess.run([*compiler, CSRC / f"cpu/isa_{isa}.cpp", "-o", tmp_path / "isa.o"], check=True)
+    symbols = subprocess.run(["nm", "-C", tmp_path / "isa.o"], check=True, capture_output=True, text=True).stdout
+    exported = [line.split(maxsplit=2)[2] for line in symbols.splitlines() if line[17] in "TDBRVWu"]
+    assert exported == [f"conv1d_ext::{isa}::kernel_table"]
