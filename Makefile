@@ -2,9 +2,10 @@
 # environment say what is done; a change of the sources or of TORCH does the rest again.
 #
 #   make demo        trains a CNN on real data with torch's Conv1d and with this one, side by side
-#   make test        the tests          make long-test   those that take longer: builds, installs, sweeps
+#   make test        the tests                         make long-test   those that take longer: builds, installs
 #   make cpp-test    the kernels' C++ tests under AddressSanitizer and UBSan
-#   make bench       the benchmarks     make lint        ruff, mypy, clang-format
+#   make bench       the benchmarks
+#   make lint        ruff, mypy, clang-format          make format      lets ruff and clang-format mend what they can
 #   make clean       removes all that the above have made
 #
 # PYTHON=python3.12 chooses the interpreter, TORCH=2.14.1 the torch, VENV=dir the environment.
@@ -24,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := setup.py pyproject.toml conv1d_ext/__init__.py $(wildcard csrc/*.* csrc/*/*.*)
 CPP_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/cpp/*.h tests/cpp/*.cpp examples/cpp/*.cpp)
 
-.PHONY: demo test long-test cpp-test bench lint clean
+.PHONY: demo test long-test cpp-test bench lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(DONE)-extension $(DONE)-demo
@@ -47,6 +48,11 @@ lint: $(DONE)-lint $(DONE)-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: $(DONE)-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info conv1d_ext/*.so

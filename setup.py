@@ -1,5 +1,6 @@
 """Builds conv1d_ext._C with torch's compiler settings; one object file per instruction set for the kernels."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -16,24 +17,22 @@ try:
         raise ImportError(f"found torch {torch.__version__}")
 except ImportError as error:
     sys.exit(
-        f"conv1d_ext is built against the torch it will run with, 2.13 or newer ({error}): install that, then conv1d_ext "
-        "with `pip install --no-build-isolation`"
+        f"conv1d_ext is built against the torch it will run with, 2.13 or newer ({error}): install that, then "
+        "conv1d_ext with `pip install --no-build-isolation`"
     )
 from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
 
 ROOT = Path(__file__).parent
 # OpenMP in both steps: without it at::parallel_for, which is inlined here, silently runs on one thread.
-# -g0: Python's own flags often hold -g, which makes the library ten times as large.
+# -g0: Python's own flags often hold -g, and with torch's headers that is a very large library.
 COMPILE_FLAGS = ["-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-fstack-protector-strong", "-Wall", "-Wextra"]
 LINK_FLAGS = ["-fopenmp", "-Wl,-z,relro,-z,now"]
 # The same table stands in CMakeLists.txt. Every file is built for the baseline CPU but these, which are only
 # called after cpuid has shown that the CPU has the instructions (csrc/cpu/isa.cpp).
-ISA_FLAGS = {"portable": []}
+ISA_FLAGS = {"portable": ""}
 if sysconfig.get_platform().endswith("x86_64"):
-    ISA_FLAGS |= {
-        "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
-    }
+    ISA_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
+    ISA_FLAGS["avx512"] = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
 
 
 class BuildWithIsaFlags(BuildExtension):
@@ -54,11 +53,11 @@ class BuildWithIsaFlags(BuildExtension):
                 [f"csrc/cpu/isa_{isa}.cpp"],
                 output_dir=f"{self.build_temp}/{isa}",  # a ninja file of its own
                 include_dirs=[str(ROOT / "csrc")],  # no torch: kernel files do not know it
-                extra_postargs={"cxx": [*COMPILE_FLAGS, *ISA_FLAGS[isa]]},
+                extra_postargs={"cxx": [*COMPILE_FLAGS, *ISA_FLAGS[isa].split()]},
                 depends=ext.depends,
             )
 
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             ext.extra_objects += chain.from_iterable(pool.map(compile_isa, ISA_FLAGS))
         super().build_extension(ext)
 

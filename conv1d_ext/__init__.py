@@ -12,7 +12,7 @@ import torch
 __version__ = "0.1.0"
 
 try:
-    from . import _C
+    from . import _C  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"conv1d_ext._C is not built, or built for another torch than the installed {torch.__version__}; "

@@ -1,7 +1,7 @@
 """conv1d with the arguments of torch.nn.functional.conv1d.
 
 Eager calls go straight to C++ (csrc/python.cpp). Dynamo and TorchScript cannot look into a C function: for them the
-same steps stand here in Python.
+same steps stand here in Python, and end in the operator.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import _C, _ops  # noqa: F401  (_ops completes the operators)
@@ -54,8 +56,8 @@ def conv1d(
     if torch.compiler.is_dynamo_compiling():
         if _any_wrapper(input, weight, bias):
             return torch_conv1d(input, weight, bias, stride, padding, dilation, groups)
-        left, right = _both_sides(padding, weight, stride, dilation)
-        return conv1d_in_graph(input, weight, bias, _single(stride), left, right, _single(dilation), groups, "zeros")
+        sides = _both_sides(padding, weight, stride, dilation)
+        return conv1d_padded(input, weight, bias, _single(stride), sides, _single(dilation), groups, "zeros")
     return _C.conv1d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -63,47 +65,19 @@ def conv1d_padded(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-) -> Tensor:
-    """pad_then_conv1d in one kernel, without the padded copy; `padding` is (left, right)."""
-    if torch.compiler.is_dynamo_compiling():
-        if _any_wrapper(input, weight, bias):
-            return pad_then_conv1d(input, weight, bias, stride, padding, dilation, groups, padding_mode)
-        left, right = padding
-        return conv1d_in_graph(input, weight, bias, stride[0], left, right, dilation[0], groups, padding_mode)
-    return _C.conv1d_padded(input, weight, bias, stride, padding, dilation, groups, padding_mode)
-
-
-def pad_then_conv1d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-) -> Tensor:
-    """What torch.nn.Conv1d does, for what conv1d_padded leaves to it: tensor subclasses, and padding below zero."""
-    return conv1d(F.pad(input, list(padding), padding_mode), weight, bias, stride, 0, dilation, groups)
-
-
-def conv1d_in_graph(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
     stride: int,
-    left: int,
-    right: int,
+    padding: tuple[int, int],
     dilation: int,
     groups: int,
     padding_mode: str,
 ) -> Tensor:
-    """conv1d_padded in words that Dynamo and TorchScript know."""
+    """pad_then_conv1d in one kernel, without the padded copy. Dynamo and TorchScript can follow it."""
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if not torch.compiler.is_dynamo_compiling():
+            return _C.conv1d_padded(input, weight, bias, stride, padding, dilation, groups, padding_mode)
+        if _any_wrapper(input, weight, bias):
+            return pad_then_conv1d(input, weight, bias, stride, padding, dilation, groups, padding_mode)
+    left, right = padding
     if padding_mode != "zeros" and (left < 0 or right < 0):
         input, left, right = F.pad(input, [left, right], padding_mode), 0, 0
     batched = input.unsqueeze(0) if input.dim() == 2 else input
@@ -113,20 +87,28 @@ def conv1d_in_graph(
     return output.squeeze(0) if input.dim() == 2 else output
 
 
+def pad_then_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: tuple[int, int],
+    dilation: int,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """What torch.nn.Conv1d does with a padding mode. Tensor subclasses need it, and padding below zero, which crops."""
+    return conv1d(F.pad(input, padding, padding_mode), weight, bias, stride, 0, dilation, groups)
+
+
 def is_foreign(operand: Tensor) -> bool:
     """Whether this tensor's class handles operators itself; if so, it may know torch's conv1d and no other."""
-    from torch._subclasses import FakeTensor
-    from torch._subclasses.functional_tensor import FunctionalTensor
-
     cls = type(operand)
     if issubclass(cls, FakeTensor | FunctionalTensor):  # the compiler's own, which follow every operator
         return False
-    torch_function = getattr(cls.__torch_function__, "__func__", cls.__torch_function__)
-    return (
-        cls.__torch_dispatch__ is not Tensor.__torch_dispatch__
-        or torch_function is not torch._C._disabled_torch_function_impl
-        and torch_function is not Tensor.__torch_function__.__func__
-    )
+    handler = getattr(cls.__torch_function__, "__func__", cls.__torch_function__)
+    inherited = torch._C._disabled_torch_function_impl, Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+    return cls.__torch_dispatch__ is not Tensor.__torch_dispatch__ or handler not in inherited
 
 
 def _any_wrapper(*operands: Tensor | None) -> bool:
@@ -136,18 +118,21 @@ def _any_wrapper(*operands: Tensor | None) -> bool:
 def _both_sides(
     padding: int | Sequence[int] | str, weight: Tensor, stride: int | Sequence[int], dilation: int | Sequence[int]
 ) -> tuple[int, int]:
-    if padding == "same":
-        if _single(stride) != 1:
-            raise RuntimeError("padding='same' is not supported for strided convolutions")
-        total = _single(dilation) * (weight.shape[-1] - 1)
-        return total // 2, total - total // 2
-    both = 0 if padding == "valid" else _single(padding)
-    return both, both
+    if not isinstance(padding, str):
+        return _single(padding), _single(padding)
+    if padding == "valid":
+        return 0, 0
+    if padding != "same":
+        raise RuntimeError(f"Invalid padding string: '{padding}'")
+    if _single(stride) != 1:
+        raise RuntimeError("padding='same' is not supported for strided convolutions")
+    total = _single(dilation) * (weight.shape[-1] - 1)
+    return total // 2, total - total // 2
 
 
 def _single(value: int | Sequence[int]) -> int:
-    if not isinstance(value, tuple | list):
-        return value  # type: ignore[return-value]
+    if not isinstance(value, Sequence):
+        return value
     if len(value) != 1:
         raise RuntimeError(f"expected a single integer value or a list of 1 values, but got {list(value)}")
     return value[0]

@@ -6,7 +6,7 @@ What differs between the classes is one method, so an instance changes sides by 
 import torch
 from torch import Tensor
 
-from .functional import conv1d, conv1d_in_graph, conv1d_padded
+from .functional import conv1d, conv1d_padded
 
 __all__ = ["Conv1d", "LazyConv1d"]
 
@@ -32,17 +32,13 @@ class Conv1d(torch.nn.Conv1d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.jit.is_scripting():
-            left, right = self._reversed_padding_repeated_twice[0], self._reversed_padding_repeated_twice[1]
-            if self.padding_mode == "zeros" and not isinstance(self.padding, str):
-                left, right = self.padding[0], self.padding[0]
-            return conv1d_in_graph(
-                input, weight, bias, self.stride[0], left, right, self.dilation[0], self.groups, self.padding_mode
-            )
-        if self.padding_mode == "zeros":
+        if self.padding_mode == "zeros" and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             return conv1d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        padding = self._reversed_padding_repeated_twice
-        return conv1d_padded(input, weight, bias, self.stride, padding, self.dilation, self.groups, self.padding_mode)
+        left, right = self._reversed_padding_repeated_twice[0], self._reversed_padding_repeated_twice[1]
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            left, right = self.padding[0], self.padding[0]
+        stride, dilation = self.stride[0], self.dilation[0]
+        return conv1d_padded(input, weight, bias, stride, (left, right), dilation, self.groups, self.padding_mode)
 
 
 class LazyConv1d(torch.nn.LazyConv1d):

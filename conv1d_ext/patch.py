@@ -13,7 +13,7 @@ __all__ = ["patch_torch"]
 
 # Conv1d adds one method to torch.nn.Conv1d, so lending that method is enough: modules made before, during and after
 # the patch keep their class, and isinstance and pickle see nothing of it.
-_REPLACEMENTS = (
+_REPLACEMENTS: tuple[tuple[object, str, object], ...] = (
     (torch, "conv1d", conv1d),
     (torch.nn.functional, "conv1d", conv1d),
     (torch.nn.Conv1d, "_conv_forward", Conv1d._conv_forward),

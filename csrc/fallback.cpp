@@ -92,7 +92,8 @@ Tensor conv1d_backward_weight(
 }
 
 Tensor conv1d_backward_bias(const Tensor& grad_output) {
-  return grad_output.sum({0, 2}, /*keepdim=*/false, grad_output.scalar_type());
+  const auto sum = [](const Tensor& g) { return g.sum({0, 2}, /*keepdim=*/false, g.scalar_type()); };
+  return grad_output.is_complex() ? at::complex(sum(at::real(grad_output)), sum(at::imag(grad_output))) : sum(grad_output);
 }
 
 }  // namespace conv1d_ext::fallback

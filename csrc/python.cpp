@@ -48,7 +48,13 @@ PyObject* call_torch_function(torch::PythonArgs& parsed, PyObject* args, PyObjec
 // Not torch.conv1d, which patch_torch() replaces.
 py::object torch_conv1d() { return py::module_::import("torch._C").attr("_VariableFunctions").attr("conv1d"); }
 
-c10::SymInt single(const std::vector<c10::SymInt>& values, const char* name) {
+// An argument that is an integer or holds one.
+c10::SymInt single(torch::PythonArgs& parsed, int i) {
+  PyObject* arg = parsed.args[i];
+  if (arg != nullptr && PyTuple_CheckExact(arg) && PyTuple_GET_SIZE(arg) == 1) arg = PyTuple_GET_ITEM(arg, 0);
+  if (arg != nullptr && PyLong_CheckExact(arg)) return THPUtils_unpackLong(arg);  // mostly so, and cheaper than a vector
+  const auto values = parsed.symintlist(i);
+  const std::string& name = parsed.signature.params[i].name;
   TORCH_CHECK(
       values.size() == 1, "expected ", name, " to be a single integer value or a list of 1 values to match the ",
       "convolution dimensions, but got ", name, "=", c10::SymIntArrayRef(values));
@@ -113,12 +119,12 @@ PyObject* conv1d_entry(PyObject*, PyObject* args, PyObject* kwargs) {
   if (parsed.has_torch_function()) return call_torch_function(parsed, args, kwargs, "conv1d");
   const at::Tensor weight = parsed.tensor(1);
   SymGeometry geometry{
-      .stride = single(parsed.symintlist(3), "stride"),
-      .dilation = single(parsed.symintlist(5), "dilation"),
+      .stride = single(parsed, 3),
+      .dilation = single(parsed, 5),
       .groups = parsed.toSymInt(6),
   };
   if (parsed.idx == 0) {
-    geometry.padding_left = geometry.padding_right = single(parsed.symintlist(4), "padding");
+    geometry.padding_left = geometry.padding_right = single(parsed, 4);
   } else if (const std::string_view padding = parsed.stringView(4); padding == "same") {
     pad_to_same_length(weight, &geometry);
   } else {
@@ -146,10 +152,10 @@ PyObject* conv1d_padded_entry(PyObject*, PyObject* args, PyObject* kwargs) {
   const bool crops = padding[0] < 0 || padding[1] < 0;
   if (crops || (input.dim() != 2 && input.dim() != 3)) return pad_then_conv1d();  // the latter for torch's error
   const SymGeometry geometry{
-      .stride = single(parsed.symintlist(3), "stride"),
+      .stride = single(parsed, 3),
       .padding_left = padding[0],
       .padding_right = padding[1],
-      .dilation = single(parsed.symintlist(5), "dilation"),
+      .dilation = single(parsed, 5),
       .groups = parsed.toSymInt(6),
       .padding_mode = parsed.stringView(7),
   };

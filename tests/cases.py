@@ -175,6 +175,7 @@ CASES = [
     # Empty batches.
     Case(0, 3, 20, 4, 3, padding=(1, 1)),
     Case(0, 4, 9, 4, 3, padding=(2, 2), groups=4, padding_mode="reflect"),
+    Case(0, 17, 5, 8, 5),
     # Long enough to cross the borders of tiles and blocks.
     Case(1, 3, 1000, 9, 7, padding=(3, 3)),
     Case(1, 4, 1003, 4, 129, padding=(64, 64), groups=4),

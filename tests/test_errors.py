@@ -1,5 +1,7 @@
 """Bad input: the exception types of torch, and its messages or clearer ones."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,6 @@ def first_line(error: Exception) -> str:
     return str(error).split("\n")[0]
 
 
-# Arguments of the function; where the message is not torch's, a phrase that it shall contain.
 FUNCTION = {
     "no dimension": (torch.tensor(1.0), WEIGHT),
     "one dimension": (INPUT[0, 0], WEIGHT),
@@ -33,21 +34,21 @@ FUNCTION = {
     "too short for the dilation": (INPUT, WEIGHT, None, 1, 1, 5),
     "too short, empty batch": (INPUT[:0, :, :1], WEIGHT),
     "no length": (INPUT[:, :, :0], WEIGHT),
-    "no length but padding": (INPUT[:, :, :0], WEIGHT, None, 1, 2, "Only zero batch or zero channel inputs"),
+    "no length but padding": (INPUT[:, :, :0], WEIGHT, None, 1, 2),
     "stride 0": (INPUT, WEIGHT, None, 0),
     "stride -1": (INPUT, WEIGHT, None, -1),
     "padding -1": (INPUT, WEIGHT, None, 1, -1),
-    "dilation 0": (INPUT, WEIGHT, None, 1, 0, 0, "dilation should be greater than zero, but got 0"),
-    "dilation -1": (INPUT, WEIGHT, None, 1, 0, -1, "dilation should be greater than zero, but got -1"),
-    "dilation 0, same": (INPUT, WEIGHT, None, 1, "same", 0, "dilation should be greater than zero, but got 0"),
+    "dilation 0": (INPUT, WEIGHT, None, 1, 0, 0),
+    "dilation -1": (INPUT, WEIGHT, None, 1, 0, -1),
+    "dilation 0, same": (INPUT, WEIGHT, None, 1, "same", 0),
     "groups 0": (INPUT, WEIGHT, None, 1, 0, 1, 0),
     "groups -1": (INPUT, WEIGHT, None, 1, 0, 1, -1),
-    "groups do not divide": (INPUT, torch.randn(3, 2, 3), None, 1, 0, 1, 2, "expected weight to be divisible by 2"),
-    "no kernel": (INPUT, torch.randn(4, 4, 0), "kernel size should be greater than zero"),
+    "groups do not divide": (INPUT, torch.randn(3, 2, 3), None, 1, 0, 1, 2),
+    "no kernel": (INPUT, torch.randn(4, 4, 0)),
     "no output channels": (INPUT, torch.randn(0, 4, 3)),
     "weight of two dimensions": (INPUT, WEIGHT[0]),
     "weight of two dimensions, same": (INPUT, WEIGHT[0], None, 1, "same"),
-    "weight of four dimensions": (INPUT, WEIGHT[None], "Expected 3-dimensional weight"),
+    "weight of four dimensions": (INPUT, WEIGHT[None]),
     "bias size": (INPUT, WEIGHT, torch.randn(5)),
     "bias dimensions": (INPUT, WEIGHT, torch.randn(4, 1)),
     "input dtype": (INPUT.double(), WEIGHT),
@@ -55,24 +56,40 @@ FUNCTION = {
     "weight dtype": (INPUT, WEIGHT.to(torch.complex64)),
     "bias dtype": (INPUT, WEIGHT, BIAS.half()),
     "integer input": (INPUT.long(), WEIGHT),
-    "bfloat16 input": (INPUT.bfloat16(), WEIGHT, "expected scalar type BFloat16 but found Float"),
+    "bfloat16 input": (INPUT.bfloat16(), WEIGHT),
     "bool": (INPUT.bool(), WEIGHT.bool()),
     "float8": (INPUT.to(torch.float8_e4m3fn), WEIGHT.to(torch.float8_e4m3fn)),
     "uint16": (INPUT.to(torch.uint16), WEIGHT.to(torch.uint16)),
-    "sparse": (INPUT.to_sparse(), WEIGHT),
-    "sparse weight": (INPUT, WEIGHT.to_sparse()),
-    "sparse bias": (INPUT, WEIGHT, BIAS.to_sparse()),
-    "csr": (INPUT[0].to_sparse_csr(), WEIGHT),
-    "mkldnn weight": (INPUT, WEIGHT.to_mkldnn()),
-    "nested": (torch.nested.nested_tensor([INPUT[0], INPUT[0, :, :5]]), WEIGHT, "'NestedTensorCPU' backend"),
-    "jagged": (torch.nested.nested_tensor([INPUT[0].T, INPUT[0, :, :5].T], layout=torch.jagged), WEIGHT),
-    "quantized": (torch.quantize_per_tensor(INPUT, 0.1, 0, torch.quint8), WEIGHT),
     "stride of two": (INPUT, WEIGHT, None, (1, 2)),
     "stride of none": (INPUT, WEIGHT, None, ()),
     "padding of two": (INPUT, WEIGHT, None, 1, [1, 2]),
     "dilation of two": (INPUT, WEIGHT, None, 1, 0, (1, 2)),
     "unknown padding": (INPUT, WEIGHT, None, 1, "full"),
     "same with a stride": (INPUT, WEIGHT, None, 2, "same"),
+}
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # "is in beta", "is a prototype"
+    FUNCTION |= {
+        "sparse": (INPUT.to_sparse(), WEIGHT),
+        "sparse weight": (INPUT, WEIGHT.to_sparse()),
+        "sparse bias": (INPUT, WEIGHT, BIAS.to_sparse()),
+        "csr": (INPUT[0].to_sparse_csr(), WEIGHT),
+        "mkldnn weight": (INPUT, WEIGHT.to_mkldnn()),
+        "nested": (torch.nested.nested_tensor([INPUT[0], INPUT[0, :, :5]]), WEIGHT),
+        "jagged": (torch.nested.nested_tensor([INPUT[0].T, INPUT[0, :, :5].T], layout=torch.jagged), WEIGHT),
+        "quantized": (torch.quantize_per_tensor(INPUT, 0.1, 0, torch.quint8), WEIGHT),
+    }
+# Where the message is not torch's.
+CLEARER = {
+    "no length but padding": "Only zero batch or zero channel inputs",
+    "dilation 0": "dilation should be greater than zero, but got 0",
+    "dilation -1": "dilation should be greater than zero, but got -1",
+    "dilation 0, same": "dilation should be greater than zero, but got 0",
+    "groups do not divide": "expected weight to be divisible by 2",
+    "no kernel": "kernel size should be greater than zero",
+    "weight of four dimensions": "Expected 3-dimensional weight",
+    "bfloat16 input": "expected scalar type BFloat16 but found Float",
+    "nested": "'NestedTensorCPU' backend",
 }
 WRONG_TYPES = {
     "list": ([1.0], WEIGHT),
@@ -94,12 +111,9 @@ WRONG_TYPES = {
 
 @pytest.mark.parametrize("row", FUNCTION)
 def test_function_raises_as_torch(row):
-    *arguments, last = FUNCTION[row]
-    has_phrase = isinstance(last, str) and len(arguments) != 4
-    arguments = arguments if has_phrase else [*arguments, last]
-    expected, error = error_of(F.conv1d, *arguments), error_of(conv1d, *arguments)
+    expected, error = error_of(F.conv1d, *FUNCTION[row]), error_of(conv1d, *FUNCTION[row])
     assert type(error) is type(expected)
-    assert (last in str(error)) if has_phrase else (first_line(error) == first_line(expected))
+    assert CLEARER.get(row, first_line(expected)) in first_line(error)
 
 
 @pytest.mark.parametrize("row", WRONG_TYPES)
@@ -116,25 +130,16 @@ def test_function_rejects_wrong_numbers_of_arguments(arguments):
     assert type(error_of(conv1d, INPUT, WEIGHT, strides=1)) is TypeError
 
 
-HUGE = [2**40, 2**60, 2**61, 2**62, 2**63 - 1]
+HUGE = [2**60, 2**61, 2**62, 2**63 - 1]
 
 
 @pytest.mark.parametrize("huge", HUGE)
-@pytest.mark.parametrize("where", ["dilation", "padding", "stride and padding", "same"])
-def test_huge_numbers_raise_instead_of_overflowing(where, huge):
-    arguments = {
-        "dilation": (1, 0, huge),
-        "padding": (1, huge, 1),
-        "stride and padding": (huge, huge, huge),
-        "same": (1, "same", huge),
-    }[where]
-    if where == "stride and padding" and huge < 2**60:
-        assert conv1d(INPUT, WEIGHT, BIAS, *arguments).shape == F.conv1d(INPUT, WEIGHT, BIAS, *arguments).shape
-    else:
+def test_huge_numbers_raise_instead_of_overflowing(huge):
+    for arguments in ((1, 0, huge), (1, huge, 1), (huge, huge, huge), (1, "same", huge)):
         assert type(error_of(conv1d, INPUT, WEIGHT, BIAS, *arguments)) is RuntimeError
 
 
-@pytest.mark.parametrize("huge", HUGE)
+@pytest.mark.parametrize("huge", [2**40, *HUGE])
 def test_huge_numbers_that_make_sense_are_taken(huge):
     torch.testing.assert_close(conv1d(INPUT, WEIGHT, BIAS, stride=huge), F.conv1d(INPUT, WEIGHT, BIAS, stride=huge))
     one_tap = INPUT, WEIGHT[:, :, :1], BIAS, 1, 0, huge
@@ -185,9 +190,9 @@ def test_constructor_names_the_choices(row):
         conv1d_ext.Conv1d(4, 4, 3, **arguments)
 
 
-# Arguments of the module, its input, and a phrase where the message is not torch's.
+# The module's arguments, the input, and a phrase where the message is not torch's.
 MODULE = {
-    "no tensor": ({}, [1.0], "must be Tensor, not list"),
+    "no tensor": ({}, [1.0], "conv1d() received an invalid combination of arguments"),
     "no tensor to pad": ({"padding": 1, "padding_mode": "reflect"}, None, "must be Tensor, not NoneType"),
     "one dimension": ({}, INPUT[0, 0], None),
     "one dimension to pad": ({"padding": 1, "padding_mode": "reflect"}, INPUT[0, 0], None),

@@ -12,8 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import conv1d_ext._ops  # noqa: F401  defines the operators
 
 ops = torch.ops.conv1d_ext
-CASE = Case(2, 4, 9, 6, 3, stride=2, padding=(2, 1), dilation=2, groups=2, padding_mode="circular")
-DTYPES = [torch.float64, torch.complex128]
+CASE = Case(2, 2, 5, 4, 3, stride=2, padding=(2, 1), groups=2, padding_mode="circular")
 ALL = (0, 1, 2)
 
 
@@ -50,9 +49,15 @@ def transforms(convolve, dtype):
     }
 
 
-# torch has no forward mode of the complex jacobian in these nestings.
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", transforms(ops.conv1d, torch.float64))
+# torch.func has no complex jacobians.
+REAL_AND_COMPLEX = [
+    (name, dtype)
+    for name, dtype in product(transforms(ops.conv1d, torch.float64), [torch.float64, torch.complex128])
+    if not (dtype.is_complex and ("jac" in name or name == "hessian"))
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), REAL_AND_COMPLEX, ids=str)
 def test_transforms_match_torch(name, dtype):
     torch.testing.assert_close(transforms(ops.conv1d, dtype)[name](), transforms(torch_conv1d, dtype)[name]())
 
@@ -115,9 +120,10 @@ def test_vmap_matches_a_loop_and_makes_one_call(op, groups):
 @pytest.mark.parametrize("out_dim", range(4))
 def test_vmap_puts_the_new_dimension_where_out_dims_says(out_dim):
     function, operands = functions(CASE)["conv1d"]
-    stacked = batches(operands, ALL)
-    result = func.vmap(function, ALL, out_dim)(*stacked)
-    torch.testing.assert_close(result, looped(function, stacked, ALL).movedim(0, out_dim))
+    in_dims = (2, 1, 0)
+    stacked = batches(operands, in_dims)
+    result = func.vmap(function, in_dims, out_dim)(*stacked)
+    torch.testing.assert_close(result, looped(function, stacked, in_dims).movedim(0, out_dim))
 
 
 @pytest.mark.parametrize("inner", [(0, None, None), (None, 0, None), (0, 0, None), (None, None, 0), (0, 0, 0)], ids=str)
@@ -132,8 +138,8 @@ def test_nested_vmap_matches_nested_loops(inner, outer):
 def test_derivatives_of_vmap_match_torch():
     def results(convolve):
         _, operands = functions(CASE)["conv1d"]
-        stacked = batches(operands, ALL)
-        ensemble = func.vmap(lambda *operands: convolve(*operands, **CASE.geometry).sin().sum(), ALL)
+        stacked = batches(operands, (2, 1, 0))
+        ensemble = func.vmap(lambda *operands: convolve(*operands, **CASE.geometry).sin().sum(), (2, 1, 0))
         return func.grad(lambda *o: ensemble(*o).sum(), ALL)(*stacked), func.jvp(ensemble, stacked, stacked)
 
     torch.testing.assert_close(results(ops.conv1d), results(torch_conv1d))

@@ -1,8 +1,9 @@
 // conv1d_backward_input by panels. Input position p = j * stride + residue gets
 //   sum over oc and the taps k with (residue + padding_left - k * dilation) divisible by stride of
 //   weight[oc, ic, k] * grad_output[oc, j + (residue + padding_left - k * dilation) / stride].
-// Taps k, k + panel_phases, k + 2 * panel_phases, ... share a residue: for each such class it is a convolution of stride
-// 1 over a panel [out_channel][position] of grad_output. Rows are input channels, vectors lie along j.
+// Taps k, k + panel_phases, k + 2 * panel_phases, ... share a residue: a class. It is a convolution of stride 1 over a
+// panel [out_channel][position] of grad_output. Rows of the tile are pairs of an input channel and a class, for classes
+// that read grad_output at the same positions; vectors lie along j. Residues that no tap meets are left as they are.
 #pragma once
 
 namespace conv1d_ext {
@@ -53,6 +54,15 @@ struct BackwardInputPanel {
   int64_t taps_of(int64_t tap_class) const {
     return ceil_div(problem.kernel_size - tap_class, plan.panel_phases);
   }
+  // Classes from `first` on which read the same positions: they share the tile. Rows are numbered segment by segment.
+  struct Segment {
+    int64_t class0, class1;
+  };
+  Segment segment_from(int64_t first) const {
+    int64_t end = first + 1;
+    while (end < classes && offset(end) == offset(first) && taps_of(end) == taps_of(first)) ++end;
+    return {first, end};
+  }
   // What the first column of the panel is for taps [.., m_end) of all classes: j0 + lowest_offset(m_end).
   int64_t lowest_offset(int64_t m_end) const { return offset(classes - 1) - (m_end - 1) * plan.phase_shift; }
 
@@ -72,13 +82,24 @@ struct BackwardInputPanel {
     }
   }
 
-  // Adds taps [m0, m1) of a class and output channels [oc0, oc1) to input channels [ic0, ic1) of the group.
+  int64_t channel_of(const Segment& segment, int64_t row) const {
+    return (row - segment.class0 * in_per_group) / (segment.class1 - segment.class0);
+  }
+  int64_t class_of(const Segment& segment, int64_t row) const {
+    return segment.class0 + (row - segment.class0 * in_per_group) % (segment.class1 - segment.class0);
+  }
+  // The rows of one more input channel.
+  int64_t first_row(const Segment& segment, int64_t ic) const {
+    return segment.class0 * in_per_group + ic * (segment.class1 - segment.class0);
+  }
+
+  // Adds taps [m0, m1) and output channels [oc0, oc1) to rows [row0, row1) of a segment.
   void run(
-      const Block& block, int64_t tap_class, int64_t ic0, int64_t ic1, int64_t oc0, int64_t oc1, int64_t m0,
+      const Block& block, const Segment& segment, int64_t row0, int64_t row1, int64_t oc0, int64_t oc1, int64_t m0,
       int64_t m1) {
     const Storage* weight = static_cast<const Storage*>(args.weight) +
                             (block.group * out_per_group + oc0) * problem.weight.out_channel +
-                            (tap_class + m0 * plan.panel_phases) * problem.weight.tap;
+                            m0 * plan.panel_phases * problem.weight.tap;
     const bool first = oc0 == 0 && m0 == 0;
     const T zeros[kTileRows] = {};
     int64_t weight_row[kTileRows];
@@ -86,29 +107,32 @@ struct BackwardInputPanel {
     tile.a_row = weight_row;
     tile.a_channel = problem.weight.out_channel;
     tile.a_tap = weight_tap;
-    tile.b = panel + offset(tap_class) - m0 * plan.phase_shift - lowest_offset(min_of(m0 + plan.tap_block,
-                                                                                     taps_per_class));
+    tile.b = panel + offset(segment.class0) - m0 * plan.phase_shift -
+             lowest_offset(min_of(m0 + plan.tap_block, taps_per_class));
     tile.b_channel = plan.panel_width;
     tile.b_tap = panel_tap;
     tile.channels = oc1 - oc0;
     tile.taps = m1 - m0;
     tile.init = first ? zeros : nullptr;
     tile.columns = block.columns;
-    const int64_t tiles = ceil_div(ic1 - ic0, kTileRows);
+    const int64_t tiles = ceil_div(row1 - row0, kTileRows);
     for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t begin = ic0 + part_begin(ic1 - ic0, tiles, i), end = ic0 + part_begin(ic1 - ic0, tiles, i + 1);
-      for (int64_t r = 0; r < end - begin; ++r) weight_row[r] = (begin + r) * problem.weight.in_channel;
+      const int64_t begin = row0 + part_begin(row1 - row0, tiles, i), end = row0 + part_begin(row1 - row0, tiles, i + 1);
+      for (int64_t row = begin; row < end; ++row) {
+        weight_row[row - begin] = channel_of(segment, row) * problem.weight.in_channel +
+                                  class_of(segment, row) * problem.weight.tap;
+      }
       tile.c_row = round_up(block.columns, Vec<T>::kLanes);
-      tile.c = results + (begin - ic0) * tile.c_row;
+      tile.c = results + (begin - row0) * tile.c_row;
       if constexpr (kStoredAsComputed<Storage>) {
         if (plan.direct && !block.edges) {
-          tile.c = input_row(block, block.n0, begin) + block.j0;
+          tile.c = input_row(block, block.n0, channel_of(segment, begin)) + block.j0;
           tile.c_row = problem.input.channel;
         }
       }
       if (plan.pack_weight) {
-        pack_weight(weight + weight_row[0], end - begin, problem.weight.in_channel, tile.channels,
-                    problem.weight.out_channel, tile.taps, plan.panel_phases * problem.weight.tap, packed_weight);
+        pack_weight(weight, weight_row, end - begin, tile.channels, problem.weight.out_channel, tile.taps,
+                    plan.panel_phases * problem.weight.tap, packed_weight);
         tile.a = packed_weight;
         run_rows<T, true>(tile, end - begin);
       } else if constexpr (kStoredAsComputed<Storage>) {
@@ -118,18 +142,19 @@ struct BackwardInputPanel {
     }
   }
 
-  void store_results(const Block& block, int64_t tap_class, int64_t ic0, int64_t ic1) {
-    const int64_t pitch = round_up(block.columns, Vec<T>::kLanes), rest = residue(tap_class);
-    const int64_t count =
-        min_of(block.j1, ceil_div(problem.in_length - rest, problem.stride)) - block.j0;  // not past the input
-    for (int64_t ic = ic0; ic < ic1; ++ic) {
+  void store_results(const Block& block, const Segment& segment, int64_t row0, int64_t row1) {
+    const int64_t pitch = round_up(block.columns, Vec<T>::kLanes);
+    for (int64_t row = row0; row < row1; ++row) {
+      const int64_t rest = residue(class_of(segment, row));
+      const int64_t count =
+          min_of(block.j1, ceil_div(problem.in_length - rest, problem.stride)) - block.j0;  // not past the input
       for (int64_t n = block.n0; n < block.n1; ++n) {
-        const T* src = results + (ic - ic0) * pitch + (n - block.n0) * plan.item_pitch;
-        Storage* row = input_row(block, n, ic);
+        const T* src = results + (row - row0) * pitch + (n - block.n0) * plan.item_pitch;
+        Storage* dst = input_row(block, n, channel_of(segment, row));
         if (block.edges) {
-          fold_edges(block, rest, src, row);
+          fold_edges(block, rest, src, dst);
         } else {
-          store_row(problem, src, count, row + (block.j0 * problem.stride + rest) * problem.input.position,
+          store_row(problem, src, count, dst + (block.j0 * problem.stride + rest) * problem.input.position,
                     problem.stride * problem.input.position);
         }
       }
@@ -161,38 +186,28 @@ struct BackwardInputPanel {
 
   void add_to(T value, Storage* dst) const { narrow(problem.negate ? widen(*dst) - value : widen(*dst) + value, dst); }
 
-  // Residues that no tap meets.
-  void clear_block(const Block& block, int64_t ic0, int64_t ic1) {
-    const int64_t begin = block.j0 * problem.stride, end = min_of(block.j1 * problem.stride, problem.in_length);
-    for (int64_t ic = ic0; ic < ic1; ++ic) {
-      for (int64_t n = block.n0; n < block.n1; ++n) {
-        Storage* row = input_row(block, n, ic);
-        for (int64_t p = begin; p < end; ++p) narrow(T{0}, row + p * problem.input.position);
+  // Rows [row0, row1) of a segment, in a block whose panel may have been filled before.
+  void compute(const Block& block, const Segment& segment, int64_t row0, int64_t row1) {
+    const int64_t taps = taps_of(segment.class0);
+    const bool direct = plan.direct && !block.edges;
+    const int64_t step = direct ? row1 - row0 : plan.out_block;
+    for (int64_t row = row0; row < row1; row += step) {
+      const int64_t row_end = min_of(row + step, row1);
+      for (int64_t oc = 0; oc < out_per_group; oc += plan.channel_block) {
+        const int64_t oc_end = min_of(oc + plan.channel_block, out_per_group);
+        for (int64_t m = 0; m < taps; m += plan.tap_block) {
+          const int64_t m_end = min_of(m + plan.tap_block, taps_per_class);
+          if (!whole_panel()) fill_panel(block, oc, oc_end, m, m_end);
+          run(block, segment, row, row_end, oc, oc_end, m, min_of(m_end, taps));
+        }
       }
+      if (!direct) store_results(block, segment, row, row_end);
     }
   }
 
-  // Input channels [ic0, ic1) of a block.
-  void compute(const Block& block, int64_t ic0, int64_t ic1) {
-    if (classes < problem.stride && !problem.accumulate && !block.edges) clear_block(block, ic0, ic1);
-    const bool whole_panel = plan.channel_block >= out_per_group && plan.tap_block >= taps_per_class;
-    if (whole_panel) fill_panel(block, 0, out_per_group, 0, taps_per_class);
-    const bool direct = plan.direct && !block.edges;
-    const int64_t step = direct ? ic1 - ic0 : plan.out_block;
-    for (int64_t ic = ic0; ic < ic1; ic += step) {
-      const int64_t ic_end = min_of(ic + step, ic1);
-      for (int64_t tap_class = 0; tap_class < classes; ++tap_class) {
-        for (int64_t oc = 0; oc < out_per_group; oc += plan.channel_block) {
-          const int64_t oc_end = min_of(oc + plan.channel_block, out_per_group);
-          for (int64_t m = 0; m < taps_of(tap_class); m += plan.tap_block) {
-            const int64_t m_end = min_of(m + plan.tap_block, taps_per_class);
-            if (!whole_panel) fill_panel(block, oc, oc_end, m, m_end);
-            run(block, tap_class, ic, ic_end, oc, oc_end, m, min_of(m_end, taps_of(tap_class)));
-          }
-        }
-        if (!direct) store_results(block, tap_class, ic, ic_end);
-      }
-    }
+  bool whole_panel() const { return plan.channel_block >= out_per_group && plan.tap_block >= taps_per_class; }
+  void fill_whole_panel(const Block& block) {
+    if (whole_panel()) fill_panel(block, 0, out_per_group, 0, taps_per_class);
   }
 
   Storage* input_row(const Block& block, int64_t n, int64_t ic) const {
@@ -201,13 +216,13 @@ struct BackwardInputPanel {
   }
 };
 
-// Work units: [batch block][group][position block][tile of input channels].
+// Work units: [batch block][group][position block][tile of rows].
 template <class Storage>
 void backward_input_panel(
     const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* scratch, int64_t begin,
     int64_t end) {
   BackwardInputPanel<Storage> kernel(problem, plan, args, scratch);
-  const int64_t positions = ceil_div(problem.in_length, problem.stride);
+  const int64_t positions = ceil_div(problem.in_length, problem.stride), rows = kernel.in_per_group * kernel.classes;
   for (int64_t unit = begin; unit < end;) {
     const int64_t index = unit / plan.out_tiles, tile0 = unit % plan.out_tiles;
     const int64_t tile1 = min_of(plan.out_tiles, tile0 + end - unit);
@@ -220,23 +235,32 @@ void backward_input_panel(
     block.j1 = min_of(block.j0 + plan.position_block, positions);
     block.columns = (block.n1 - block.n0 - 1) * plan.item_pitch + block.j1 - block.j0;
     block.edges = false;
-    kernel.compute(block, part_begin(kernel.in_per_group, plan.out_tiles, tile0),
-                   part_begin(kernel.in_per_group, plan.out_tiles, tile1));
+    kernel.fill_whole_panel(block);
+    const int64_t row0 = part_begin(rows, plan.out_tiles, tile0), row1 = part_begin(rows, plan.out_tiles, tile1);
+    for (int64_t first = 0; first < kernel.classes;) {
+      const auto segment = kernel.segment_from(first);
+      const int64_t from = max_of(row0, kernel.first_row(segment, 0));
+      const int64_t to = min_of(row1, kernel.first_row(segment, kernel.in_per_group));
+      if (from < to) kernel.compute(block, segment, from, to);
+      first = segment.class1;
+    }
     unit += tile1 - tile0;
   }
 }
 
-// Work units: [batch][group][tile of input channels]. A unit adds all the padding of its rows, from left to right.
+// Work units: [batch][group][tile of input channels]. A unit adds all the padding of its channels, from left to right.
 template <class Storage>
 void backward_input_edges(
     const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* scratch, int64_t begin,
     int64_t end) {
   BackwardInputPanel<Storage> kernel(problem, plan, args, scratch);
+  const int64_t tiles = plan.edge_units / (problem.batch * problem.groups);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t tile = unit % plan.out_tiles;
+    const int64_t ic0 = part_begin(kernel.in_per_group, tiles, unit % tiles);
+    const int64_t ic1 = part_begin(kernel.in_per_group, tiles, unit % tiles + 1);
     typename BackwardInputPanel<Storage>::Block block;
-    block.group = unit / plan.out_tiles % problem.groups;
-    block.n0 = unit / plan.out_tiles / problem.groups;
+    block.group = unit / tiles % problem.groups;
+    block.n0 = unit / tiles / problem.groups;
     block.n1 = block.n0 + 1;
     block.edges = true;
     const auto add_range = [&](int64_t first_position, int64_t end_position) {
@@ -245,8 +269,12 @@ void backward_input_edges(
         block.j0 = j;
         block.j1 = min_of(j + plan.position_block, j_end);
         block.columns = block.j1 - block.j0;
-        kernel.compute(block, part_begin(kernel.in_per_group, plan.out_tiles, tile),
-                       part_begin(kernel.in_per_group, plan.out_tiles, tile + 1));
+        kernel.fill_whole_panel(block);
+        for (int64_t first = 0; first < kernel.classes;) {
+          const auto segment = kernel.segment_from(first);
+          kernel.compute(block, segment, kernel.first_row(segment, ic0), kernel.first_row(segment, ic1));
+          first = segment.class1;
+        }
       }
     };
     add_range(-problem.padding_left, 0);

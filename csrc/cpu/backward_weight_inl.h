@@ -70,14 +70,14 @@ struct BackwardWeightPanel {
     const int64_t positions = t1 - t0, items = n1 - n0;
     for (int64_t n = n0; n < n1; ++n) {
       T* dst = grad + (n - n0) * positions * block.columns;
-      for (int64_t oc = block.oc0; oc < block.oc1; ++oc) {
-        const Storage* src = grad_row(block, n, oc, t0);
+      const Storage* src = grad_row(block, n, block.oc0, t0);
+      if (problem.output.position == 1) {
+        transpose(src, problem.output.channel, block.oc1 - block.oc0, positions, dst, block.columns);
+      } else {
         for (int64_t t = 0; t < positions; ++t) {
-          dst[t * block.columns + oc - block.oc0] = widen(src[t * problem.output.position]);
+          copy_row(src + t * problem.output.position, problem.output.channel, block.oc1 - block.oc0,
+                   dst + t * block.columns);
         }
-      }
-      for (int64_t t = 0; t < positions; ++t) {
-        for (int64_t i = block.oc1 - block.oc0; i < block.columns; ++i) dst[t * block.columns + i] = 0;
       }
     }
     for (int64_t t = 0; t < positions; ++t) {
@@ -133,22 +133,37 @@ struct BackwardWeightPanel {
     store_results(block, chunk);
   }
 
+  // results[in_channel, tap][out_channel] to the weights' own order, or to the chunk's partial sums in the standard one.
   void store_results(const Block& block, int64_t chunk) {
-    const int64_t taps = block.k1 - block.k0;
-    for (int64_t oc = block.oc0; oc < block.oc1; ++oc) {
-      const int64_t channel = block.group * out_per_group + oc;
-      for (int64_t ic = block.ic0; ic < block.ic1; ++ic) {
-        const T* src = results + (ic - block.ic0) * taps * block.columns + oc - block.oc0;
-        if (plan.reduction_chunks == 1) {
-          Storage* dst = static_cast<Storage*>(args.grad_weight) + channel * problem.weight.out_channel +
-                         ic * problem.weight.in_channel + block.k0 * problem.weight.tap;
-          for (int64_t k = 0; k < taps; ++k) {
-            store_row(problem, src + k * block.columns, 1, dst + k * problem.weight.tap, problem.weight.tap);
-          }
+    const int64_t channel = block.group * out_per_group + block.oc0;
+    if (plan.reduction_chunks > 1) {
+      T* dst = static_cast<T*>(args.partial_sums) + block.k0 +
+               ((chunk * problem.out_channels + channel) * in_per_group + block.ic0) * problem.kernel_size;
+      store_channels<T>(block, dst, {in_per_group * problem.kernel_size, problem.kernel_size, 1}, false);
+    } else {
+      Storage* dst = static_cast<Storage*>(args.grad_weight) + channel * problem.weight.out_channel +
+                     block.ic0 * problem.weight.in_channel + block.k0 * problem.weight.tap;
+      store_channels<Storage>(block, dst, problem.weight, problem.accumulate || problem.negate);
+    }
+  }
+
+  template <class To>
+  void store_channels(const Block& block, To* dst, const WeightStrides& strides, bool combine) {
+    const int64_t taps = block.k1 - block.k0, out_channels = block.oc1 - block.oc0;
+    if constexpr (kStoredAsComputed<To>) {
+      if (!combine && strides.tap == 1 && (strides.in_channel == taps || block.ic1 - block.ic0 == 1)) {
+        transpose<true>(results, block.columns, block.rows(), out_channels, dst, strides.out_channel);
+        return;
+      }
+    }
+    for (int64_t oc = 0; oc < out_channels; ++oc) {
+      for (int64_t row = 0; row < block.rows(); ++row) {
+        To* to = dst + oc * strides.out_channel + row / taps * strides.in_channel + row % taps * strides.tap;
+        const T value = results[row * block.columns + oc];
+        if (combine) {
+          store_row(problem, &value, 1, reinterpret_cast<Storage*>(to), 1);
         } else {
-          T* dst = static_cast<T*>(args.partial_sums) +
-                   ((chunk * problem.out_channels + channel) * in_per_group + ic) * problem.kernel_size + block.k0;
-          for (int64_t k = 0; k < taps; ++k) dst[k] = src[k * block.columns];
+          narrow(value, to);
         }
       }
     }

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
+#include <sys/mman.h>
 #include <torch/library.h>
 
 #include <array>
@@ -135,12 +136,25 @@ void multiply_parts(Conv1dProblem problem, const at::Tensor& a, const at::Tensor
   }
 }
 
+// Large results in huge pages: of small ones the first touch costs more than many a convolution (the allocator returns
+// large blocks to the system, so that each call touches them for the first time).
+at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  constexpr uintptr_t kHugePage = 2 << 20;
+  const at::Tensor result = at::empty(sizes, options);
+#ifdef MADV_HUGEPAGE
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(result.const_data_ptr()), end = begin + result.nbytes();
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+  return result;
+}
+
 // torch's convolutions follow the memory format of the weight.
-at::Tensor empty_result(at::IntArrayRef sizes, const at::Tensor& like, const at::Tensor& weight) {
+at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options, const at::Tensor& weight) {
   if (weight.unsqueeze(2).suggest_memory_format() == at::MemoryFormat::ChannelsLast) {
-    return at::empty({sizes[0], sizes[2], sizes[1]}, like.options()).transpose(1, 2);
+    return empty_result({sizes[0], sizes[2], sizes[1]}, options).transpose(1, 2);
   }
-  return at::empty(sizes, like.options());
+  return empty_result(sizes, options);
 }
 
 at::Tensor conv1d_cpu(
@@ -149,10 +163,11 @@ at::Tensor conv1d_cpu(
   if (!covered(input, weight)) return fallback::conv1d(geometry, input, weight, bias);
   Conv1dProblem problem = check_conv1d(geometry, input, weight, bias);
   if (problem.in_channels == 0) return fallback::conv1d(geometry, input, weight, bias);
-  const at::Tensor output = empty_result({problem.batch, problem.out_channels, problem.out_length}, input, weight);
+  const at::Tensor output = empty_result({problem.batch, problem.out_channels, problem.out_length}, input.options(), weight);
   problem.input = strides(input);
   problem.output = strides(output);
   problem.weight = weight_strides(weight);
+  if (output.numel() == 0) return output;
   const Kernels kernels = kernels_for(at::toRealValueType(input.scalar_type()));
   if (!input.is_complex()) {
     const at::Tensor bias_row = bias.has_value() && bias->defined() ? bias->contiguous() : at::Tensor();
@@ -179,11 +194,13 @@ at::Tensor conv1d_backward_input_cpu(
   if (!covered(grad_output, weight)) return fallback::conv1d_backward_input(geometry, grad_output, weight, in_length);
   Conv1dProblem problem = check_conv1d_backward_input(geometry, grad_output, weight, in_length);
   const std::array<int64_t, 3> sizes{problem.batch, problem.in_channels, problem.in_length};
-  const at::Tensor grad_input = grad_output.is_complex() ? at::empty(sizes, grad_output.options())
-                                                         : empty_result(sizes, grad_output, weight);
+  const at::Tensor grad_input = grad_output.is_complex() ? empty_result(sizes, grad_output.options())
+                                                         : empty_result(sizes, grad_output.options(), weight);
   problem.input = strides(grad_input);
   problem.output = strides(grad_output);
   problem.weight = weight_strides(weight);
+  if (grad_input.numel() == 0) return grad_input;
+  if (leaves_gaps(problem)) grad_input.zero_();
   const Kernels kernels = kernels_for(at::toRealValueType(grad_output.scalar_type()));
   if (!grad_output.is_complex()) {
     run(kernels, problem,
@@ -202,10 +219,11 @@ at::Tensor conv1d_backward_weight_cpu(
   if (!covered(grad_output, input)) return fallback::conv1d_backward_weight(geometry, grad_output, input, kernel_size);
   Conv1dProblem problem = check_conv1d_backward_weight(geometry, grad_output, input, kernel_size);
   const at::Tensor grad_weight =
-      at::empty({problem.out_channels, problem.in_channels / problem.groups, kernel_size}, input.options());
+      empty_result({problem.out_channels, problem.in_channels / problem.groups, kernel_size}, input.options());
   problem.input = strides(input);
   problem.output = strides(grad_output);
   problem.weight = weight_strides(grad_weight);
+  if (input.numel() == 0 || grad_weight.numel() == 0) return grad_weight.zero_();
   const Kernels kernels = kernels_for(at::toRealValueType(input.scalar_type()));
   if (!input.is_complex()) {
     run(kernels, problem,

@@ -95,8 +95,8 @@ struct ForwardPanel {
         }
       }
       if (plan.pack_weight) {
-        pack_weight(weight + weight_row[0], end - begin, problem.weight.out_channel, tile.channels,
-                    problem.weight.in_channel, tile.taps, problem.weight.tap, packed_weight);
+        pack_weight(weight, weight_row, end - begin, tile.channels, problem.weight.in_channel, tile.taps,
+                    problem.weight.tap, packed_weight);
         tile.a = packed_weight;
         run_rows<T, true>(tile, end - begin);
       } else if constexpr (kStoredAsComputed<Storage>) {

@@ -41,9 +41,21 @@ inline int64_t source_position(PaddingMode mode, int64_t position, int64_t lengt
   return -1;
 }
 
+// With the stride known the compiler makes vector shuffles of it.
+template <int kStride, class Storage>
+void copy_every(const Storage* src, int64_t count, Acc<Storage>* __restrict dst) {
+  for (int64_t i = 0; i < count; ++i) dst[i] = widen(src[i * kStride]);
+}
+
 template <class Storage>
-void copy_row(const Storage* src, int64_t src_stride, int64_t count, Acc<Storage>* dst) {
-  if (src_stride == 1) {
+void copy_row(const Storage* src, int64_t src_stride, int64_t count, Acc<Storage>* __restrict dst) {
+  if (src_stride == 2) {
+    copy_every<2>(src, count, dst);
+  } else if (src_stride == 3) {
+    copy_every<3>(src, count, dst);
+  } else if (src_stride == 4) {
+    copy_every<4>(src, count, dst);
+  } else if (src_stride == 1) {
     constexpr int64_t kLanes = Vec<Acc<Storage>>::kLanes;
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) store(dst + i, load(src + i));
@@ -73,16 +85,57 @@ void pack_row(const Row<Storage>& row, int64_t start, int64_t step, int64_t coun
   for (int64_t j = count; j < width; ++j) dst[j] = 0;
 }
 
-// dst[(channel * taps + tap) * rows + row] = weight[row * row_stride + channel * channel_stride + tap * tap_stride]
+// dst[column * dst_stride + row] = src[row * src_stride + column], for row < rows and column < columns, in squares. What
+// a square writes too much of lies where a later one writes: at the start of the next column, or past the end of dst, by
+// up to kSquare elements. `kExact` writes nothing else, one by one where rows don't fill a square.
+template <bool kExact = false, class Storage>
+void transpose(
+    const Storage* src, int64_t src_stride, int64_t rows, int64_t columns, Acc<Storage>* dst, int64_t dst_stride) {
+  using T = Acc<Storage>;
+  constexpr int64_t kSide = kSquare<T>;
+  const int64_t whole = columns / kSide * kSide;
+  for (int64_t column = 0; column < whole; column += kSide) {
+    for (int64_t row = (rows - 1) / kSide * kSide; row >= 0; row -= kSide) {
+      const int64_t band = min_of(kSide, rows - row);
+      T* to = dst + column * dst_stride + row;
+      if (kExact && band < kSide) {
+        for (int64_t i = 0; i < band * kSide; ++i) {
+          to[i / band * dst_stride + i % band] = widen(src[(row + i % band) * src_stride + column + i / band]);
+        }
+      } else if constexpr (kStoredAsComputed<Storage>) {
+        transpose_square(src + row * src_stride + column, src_stride, band, to, dst_stride);
+      } else {
+        T staged[kSide * kSide];
+        for (int64_t r = 0; r < band; ++r) {
+          copy_row(src + (row + r) * src_stride + column, 1, kSide, staged + r * kSide);
+        }
+        transpose_square(staged, kSide, band, to, dst_stride);
+      }
+    }
+  }
+  for (int64_t column = whole; column < columns; ++column) {
+    for (int64_t row = 0; row < rows; ++row) dst[column * dst_stride + row] = widen(src[row * src_stride + column]);
+  }
+}
+
+// dst[(channel * taps + tap) * rows + row] = weight[row_offset[row] + channel * channel_stride + tap * tap_stride]; up to
+// kSquare elements behind are written, too.
 template <class Storage>
 void pack_weight(
-    const Storage* weight, int64_t rows, int64_t row_stride, int64_t channels, int64_t channel_stride, int64_t taps,
-    int64_t tap_stride, Acc<Storage>* dst) {
-  for (int64_t row = 0; row < rows; ++row) {
-    Acc<Storage>* to = dst + row;
-    for (int64_t channel = 0; channel < channels; ++channel) {
-      const Storage* from = weight + row * row_stride + channel * channel_stride;
-      for (int64_t tap = 0; tap < taps; ++tap, to += rows) *to = widen(from[tap * tap_stride]);
+    const Storage* weight, const int64_t* row_offset, int64_t rows, int64_t channels, int64_t channel_stride,
+    int64_t taps, int64_t tap_stride, Acc<Storage>* dst) {
+  const int64_t row_stride = rows > 1 ? row_offset[1] - row_offset[0] : 0;
+  bool even = tap_stride == 1 && (channel_stride == taps || channels == 1);  // a row is contiguous
+  for (int64_t row = 1; row < rows; ++row) even = even && row_offset[row] - row_offset[row - 1] == row_stride;
+  if (even) {
+    transpose(weight + row_offset[0], row_stride, rows, channels * taps, dst, rows);
+    return;
+  }
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const Storage* from = weight + row_offset[row] + channel * channel_stride;
+      Acc<Storage>* to = dst + channel * taps * rows + row;
+      for (int64_t tap = 0; tap < taps; ++tap) to[tap * rows] = widen(from[tap * tap_stride]);
     }
   }
 }

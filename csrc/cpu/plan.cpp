@@ -17,6 +17,13 @@ int64_t balanced_block(int64_t total, int64_t limit, int64_t multiple) {
   return std::max<int64_t>(multiple, round_up(ceil_div(total, blocks), multiple));
 }
 
+// Tiles of columns per panel: each tile of weights is packed once for all of them. With 8, 12, 16 and 24 the input gradient
+// of a 512-channel layer of stride 2 ran at 58, 70, 62 and 66 GFLOP/s, others alike (benchmarks/NOTES.md).
+constexpr int64_t kColumnTiles = 12;
+
+// FMAs per sum between its load and its store, from which on these are in the noise (2 memory accesses in 128).
+constexpr int64_t kEnoughSteps = 128;
+
 struct Planner {
   const Conv1dProblem& p;
   const ElementSizes sizes;
@@ -52,9 +59,8 @@ struct Planner {
   void panel_blocks(
       Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t taps, int64_t phases, int64_t shift,
       int64_t spread) const {
-    // Long rows where few sums are kept per column, so that a row costs little to begin; 8 tiles of columns elsewhere,
-    // so that a tile's weights are reused from the L1 cache.
-    const int64_t limit = rows < tile.rows ? 2048 : 8 * tile_columns;
+    // Long rows where few sums are kept per column, so that a row costs little to begin.
+    const int64_t limit = rows < tile.rows ? 2048 : kColumnTiles * tile_columns;
     plan.panel_phases = phases;
     plan.phase_shift = shift;
     plan.position_block = balanced_block(length, limit, tile.lanes);
@@ -64,18 +70,14 @@ struct Planner {
       return block_channels * std::min(phases, plan.tap_block) *
              (plan.position_block + halo(plan.tap_block, phases, shift) + spread);
     };
-    // Too large for the cache: fewer positions, down to 2 tiles; then fewer taps, where the halo is the trouble; then
-    // fewer channels, at the price of sums that come and go.
-    while (volume(channels) > panel_budget && plan.position_block > 2 * tile_columns) {
+    // Too large for the cache: fewer channels, at the price of sums that come and go, as long as that is cheap; then fewer
+    // positions, down to 2 tiles; then fewer taps.
+    const int64_t enough_channels = ceil_div(kEnoughSteps, plan.tap_block);
+    while (volume(std::min(channels, enough_channels)) > panel_budget && plan.position_block > 2 * tile_columns) {
       plan.position_block = balanced_block(length, plan.position_block - tile_columns, tile.lanes);
     }
-    while (volume(1) > panel_budget && plan.tap_block > phases) {
-      plan.tap_block = std::max(phases, round_up(plan.tap_block / 2, phases));
-    }
     while (volume(1) > panel_budget && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
-    if (volume(channels) > panel_budget) {
-      plan.channel_block = balanced_block(channels, panel_budget / volume(1), 1);
-    }
+    plan.channel_block = balanced_block(channels, panel_budget / volume(1), 1);
     plan.position_blocks = ceil_div(length, plan.position_block);
     plan.batch_block = 1;
     int64_t row = plan.position_block + halo(plan.tap_block, phases, shift) + spread;
@@ -103,11 +105,12 @@ struct Planner {
     plan.edge_units = 0;
     plan.direct = plain_store && result_position_stride == 1 && stride == 1 && plan.batch_block == 1;
     plan.out_tiles = ceil_div(rows, tile.rows);
-    plan.out_block = std::min(rows, 8 * tile.rows);
     const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + plan.position_block;
+    // Rows of results in a quarter of the L2 cache: the panel, where it is not whole, is filled again for each block.
+    plan.out_block = std::clamp<int64_t>(panel_budget / 2 / columns / tile.rows * tile.rows, std::min(rows, tile.rows), rows);
     // Weights are read where they are if that is only a few times.
-    plan.pack_weight = !same_type || (rows > 1 && plan.position_blocks * columns >= 4 * tile_columns);
-    plan.weight_elements = plan.pack_weight ? tile.rows * plan.channel_block * plan.tap_block : 0;
+    plan.pack_weight = !same_type || (rows > 1 && columns >= 4 * tile_columns);
+    plan.weight_elements = plan.pack_weight ? tile.rows * plan.channel_block * plan.tap_block + 8 : 0;
     plan.result_elements = plan.out_block * round_up(columns, tile.lanes);
     plan.units = ceil_div(p.batch, plan.batch_block) * p.groups * plan.position_blocks * plan.out_tiles;
     finish(plan, 2 * plan.tap_block);
@@ -122,7 +125,7 @@ struct Planner {
     }
     // A row per phase of the stride, or one per tap where that is less to copy: dilation beyond the block.
     const int64_t phases = std::min(period, p.kernel_size);
-    const int64_t block = std::min(p.out_length, 8 * tile_columns);
+    const int64_t block = std::min(p.out_length, kColumnTiles * tile_columns);
     const bool row_per_tap = p.kernel_size * block <
                              phases * (block + halo(p.kernel_size, phases, period_shift));
     panel_blocks(plan, in_per_group, out_per_group, p.out_length, p.kernel_size,
@@ -135,7 +138,7 @@ struct Planner {
     Plan plan{};
     plan.algorithm = Algorithm::kColumns;
     plan.reduction_chunks = 1;
-    plan.position_block = std::min<int64_t>(p.batch * p.out_length, 16);
+    plan.position_block = std::clamp<int64_t>(p.batch * p.out_length, 1, 16);
     plan.position_blocks = ceil_div(p.batch * p.out_length, plan.position_block);
     // The columns of a block in a quarter of the L2 cache.
     plan.channel_block = std::clamp<int64_t>(panel_budget / 2 / plan.position_block / p.kernel_size, 1, in_per_group);
@@ -156,12 +159,12 @@ struct Planner {
     const int64_t classes = std::min(period, p.kernel_size);
     // grad_output positions that the classes of taps lie apart: offset(0) - offset(classes - 1) of the kernel, at most.
     const int64_t spread = (classes - 1) * p.dilation / p.stride + 1;
-    panel_blocks(plan, out_per_group, in_per_group, positions, ceil_div(p.kernel_size, period), 1, period_shift,
-                 spread);
+    panel_blocks(plan, out_per_group, in_per_group * classes, positions, ceil_div(p.kernel_size, period), 1,
+                 period_shift, spread);
     plan.panel_phases = period;
-    rows_and_units(plan, in_per_group, p.input.position, p.stride);
+    rows_and_units(plan, in_per_group * classes, p.input.position, p.stride);
     if (p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0) {
-      plan.edge_units = p.batch * p.groups * plan.out_tiles;
+      plan.edge_units = p.batch * p.groups * ceil_div(in_per_group, tile.rows);
     }
     return plan;
   }
@@ -174,43 +177,46 @@ struct Planner {
     plan.phase_shift = period_shift;
     plan.direct = false;
     plan.pack_weight = true;
-    // Two tiles of output channels, so that a broadcast row is used twice while it is in the L1 cache.
-    plan.out_block = dot ? out_per_group : std::min(out_per_group, balanced_block(out_per_group, 2 * tile_columns, tile.lanes));
-    const int64_t columns = dot ? out_per_group : round_up(plan.out_block, tile.lanes);
-    // The transposed grad_output of a block in half of the L1 cache.
-    const int64_t limit = dot ? 1024 : std::max(64 * int64_t{1}, cache.l1 / 2 / sizes.accumulate / columns);
+    // Sums of a block in a third of the L2 cache: of two tiles of output channels, or one if all rows (in_channel, tap)
+    // then fit. The fewer blocks there are, the less often is an operand copied.
+    const int64_t rows = in_per_group * p.kernel_size;
+    const int64_t sum_budget = panel_budget * 2 / 3;
+    plan.out_block = balanced_block(out_per_group, 2 * tile_columns, tile.lanes);
+    if (rows * plan.out_block > sum_budget) plan.out_block = balanced_block(out_per_group, tile_columns, tile.lanes);
+    if (dot) plan.out_block = out_per_group;
+    const int64_t columns = plan.out_block;
+    // The transposed grad_output of a block in three quarters of the L1 cache; where there is none, rows that are long
+    // next to their reduction.
+    const int64_t limit = dot ? 1024 : std::max<int64_t>(32, cache.l1 * 3 / 4 / sizes.accumulate / columns);
     plan.position_block = balanced_block(p.out_length, limit, 1);
     plan.position_blocks = ceil_div(p.out_length, plan.position_block);
     // Short outputs: several batch items between two visits of a sum.
-    plan.batch_block = dot || plan.position_blocks > 1
-                           ? 1
-                           : std::clamp<int64_t>(limit / plan.position_block, 1, std::max<int64_t>(1, p.batch));
-    // Rows (in_channel, tap) of sums, and their panel: half of the L2 cache each.
-    const int64_t row_limit = std::max<int64_t>(1, panel_budget / columns);
-    plan.tap_block = std::min(p.kernel_size, row_limit);
-    const auto item = [&] { return plan.position_block + halo(plan.tap_block, plan.panel_phases, plan.phase_shift); };
-    while (plan.batch_block * item() * std::min(plan.panel_phases, plan.tap_block) > panel_budget && plan.tap_block > 1) {
-      plan.tap_block = ceil_div(plan.tap_block, 2);
-    }
-    plan.tap_block = ceil_div(p.kernel_size, ceil_div(p.kernel_size, plan.tap_block));
-    plan.item_pitch = item();
-    const int64_t phases = std::min(plan.panel_phases, plan.tap_block);
-    plan.panel_width = row_width(plan.batch_block * plan.item_pitch);
-    const int64_t channel_limit =
-        std::min(row_limit / plan.tap_block, std::max<int64_t>(1, panel_budget / (phases * plan.panel_width)));
-    // No more than needed for 16 units, so that there is work for as many threads.
-    const int64_t other_units = p.groups * ceil_div(out_per_group, plan.out_block) * ceil_div(p.kernel_size, plan.tap_block);
-    const int64_t wanted = std::max(ceil_div(in_per_group, std::max<int64_t>(1, channel_limit)),
-                                    std::min(ceil_div(16, other_units), ceil_div(in_per_group * plan.tap_block, 2 * tile.rows)));
-    plan.channel_block = std::max<int64_t>(1, ceil_div(in_per_group, std::max<int64_t>(1, std::min(wanted, in_per_group))));
+    plan.batch_block = dot ? 1 : std::clamp<int64_t>(limit / p.out_length, 1, std::max<int64_t>(1, p.batch));
+    plan.tap_block = std::min(p.kernel_size, std::max<int64_t>(1, sum_budget / columns));
+    const auto phases = [&] { return std::min(plan.panel_phases, plan.tap_block); };
+    const auto row = [&] {
+      plan.item_pitch = plan.position_block + halo(plan.tap_block, phases(), plan.phase_shift);
+      return plan.batch_block * plan.item_pitch;
+    };
+    while (phases() * row() > panel_budget && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
+    plan.tap_block = balanced_block(p.kernel_size, plan.tap_block, 1);
+    plan.panel_width = row_width(row());
+    plan.channel_block = balanced_block(
+        in_per_group,
+        std::min(sum_budget / columns / plan.tap_block, panel_budget / (phases() * plan.panel_width)), 1);
     plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width + 64;
     plan.weight_elements = plan.batch_block * plan.position_block * columns + 64;
     plan.result_elements = plan.channel_block * plan.tap_block * columns;
 
+    const int64_t other_units =
+        p.groups * ceil_div(out_per_group, plan.out_block) * ceil_div(p.kernel_size, plan.tap_block);
     const int64_t blocks = other_units * ceil_div(in_per_group, plan.channel_block);
     const int64_t steps = ceil_div(p.batch, plan.batch_block) * plan.position_blocks;
-    // Few blocks of weights and a long sum: the sum is cut into parts, the same ones for every number of threads.
-    plan.reduction_chunks = blocks >= 16 ? 1 : std::clamp<int64_t>(std::min(ceil_div(16, blocks), steps / 8), 1, 16);
+    // Few blocks of weights and a long sum: the sum is cut into parts, the same ones for every number of threads, of at
+    // least 4 steps and together at most 4 MB.
+    const int64_t weights = p.out_channels * rows;
+    const int64_t wanted = std::min({ceil_div(16, blocks), steps / 4, (4 << 20) / (weights * sizes.accumulate)});
+    plan.reduction_chunks = blocks >= 16 ? 1 : std::max<int64_t>(1, wanted);
     plan.out_tiles = 1;
     plan.units = plan.reduction_chunks * blocks;
     plan.partial_bytes =
@@ -234,6 +240,10 @@ CacheSizes& chosen_cache_sizes() {
 }
 
 }  // namespace
+
+bool leaves_gaps(const Conv1dProblem& problem) {
+  return std::min(problem.stride / std::gcd(problem.stride, problem.dilation), problem.kernel_size) < problem.stride;
+}
 
 const char* algorithm_name(Algorithm algorithm) {
   switch (algorithm) {

@@ -58,6 +58,10 @@ struct Plan {
 // Output channels that kColumns keeps the addresses of, at most.
 constexpr int64_t kColumnsOutBlock = 64;
 
+// Whether backward_input leaves input positions that no output meets, as strides beyond the kernel do. They are the
+// caller's to clear.
+bool leaves_gaps(const Conv1dProblem& problem);
+
 struct ElementSizes {
   int64_t storage, accumulate;  // bytes
 };

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "cpu/scalar_inl.h"
+#include "cpu/transpose_x86_inl.h"
 
 namespace conv1d_ext {
 namespace {

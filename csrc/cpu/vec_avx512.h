@@ -8,6 +8,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 #include "cpu/scalar_inl.h"
+#include "cpu/transpose_x86_inl.h"
 
 namespace conv1d_ext {
 namespace {
