@@ -4,7 +4,7 @@
 #   make demo        trains a CNN on real data with torch's Conv1d and with this one, side by side
 #   make test        the tests                         make long-test   those that take longer: builds, installs
 #   make cpp-test    the kernels' C++ tests under AddressSanitizer and UBSan
-#   make bench       the benchmarks
+#   make bench       the benchmarks; ARGS="--help" lists what there is to choose
 #   make lint        ruff, mypy, clang-format          make format      lets ruff and clang-format mend what they can
 #   make clean       removes all that the above have made
 #
@@ -40,8 +40,8 @@ long-test: $(DONE)-extension $(DONE)-test $(DONE)-cpp
 cpp-test: $(DONE)-build $(DONE)-cpp
 	cmake --workflow --preset sanitize
 
-bench: $(DONE)-extension
-	$(BIN)/python -m benchmarks
+bench: $(DONE)-extension $(DONE)-bench
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(DONE)-lint $(DONE)-test
 	$(BIN)/ruff check .
@@ -82,7 +82,7 @@ $(DONE)-torch-$(TORCH): $(DONE)-python
 	$(BIN)/pip install torch==$(TORCH)
 	@touch $@
 
-$(DONE)-build $(DONE)-test $(DONE)-demo $(DONE)-lint $(DONE)-cpp: $(DONE)-%: requirements/%.txt $(DONE)-torch-$(TORCH)
+$(DONE)-build $(DONE)-test $(DONE)-bench $(DONE)-demo $(DONE)-lint $(DONE)-cpp: $(DONE)-%: requirements/%.txt $(DONE)-torch-$(TORCH)
 	$(BIN)/pip install --quiet -r $<
 	@touch $@
 

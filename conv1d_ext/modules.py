@@ -34,6 +34,7 @@ class Conv1d(torch.nn.Conv1d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode == "zeros" and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             return conv1d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        # The padding modes; and TorchScript, for which conv1d takes too many forms of arguments.
         left, right = self._reversed_padding_repeated_twice[0], self._reversed_padding_repeated_twice[1]
         if self.padding_mode == "zeros" and not isinstance(self.padding, str):
             left, right = self.padding[0], self.padding[0]

@@ -16,12 +16,8 @@ constexpr auto kAutocast = &at::autocast::WrapFunction_<
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(conv1d_ext, AutocastCPU, m) {
-  m.impl("conv1d", Flat<kAutocast<c10::DeviceType::CPU>>::call);
-}
+TORCH_LIBRARY_IMPL(conv1d_ext, AutocastCPU, m) { m.impl("conv1d", Flat<kAutocast<c10::DeviceType::CPU>>::call); }
 
-TORCH_LIBRARY_IMPL(conv1d_ext, AutocastCUDA, m) {
-  m.impl("conv1d", Flat<kAutocast<c10::DeviceType::CUDA>>::call);
-}
+TORCH_LIBRARY_IMPL(conv1d_ext, AutocastCUDA, m) { m.impl("conv1d", Flat<kAutocast<c10::DeviceType::CUDA>>::call); }
 
 }  // namespace conv1d_ext

@@ -24,6 +24,7 @@ using c10::SymInt;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 using torch::dynamo::autograd::CompiledNodeArgs;
+using torch::dynamo::autograd::IValuePacker;
 using torch::dynamo::autograd::PackedArgs;
 using torch::dynamo::autograd::SwapSavedVariables;
 
@@ -64,7 +65,7 @@ bool is_channels_last_like(const Tensor& weight) {
       {size[0], size[1], 1, size[2]}, {stride[0], stride[1], size[2] * stride[2], stride[2]});
 }
 
-// A node's constants. Not to be copied: the geometry refers to the string.
+// What a node keeps besides operands. Not to be copied: the geometry refers to the string.
 struct NodeState {
   NodeState() = default;
   NodeState(const NodeState&) = delete;
@@ -75,14 +76,14 @@ struct NodeState {
   std::string padding_mode;
   bool weight_grad_is_channels_last = false;  // torch gives a real weight's gradient the strides of the weight
 
-  // Applies `visit` to every constant: the one list that all dealings with compiled autograd go through.
+  // Applies `visit` to every member: the one list that all dealings with compiled autograd go through.
   template <class Self, class Visit>
-  static void each(Self& self, Visit visit) {
+  static void each(Self& self, const Visit& visit) {
+    const auto visit_all = [&](auto&... members) { (visit(members), ...); };
     auto& [geometry, batch, in_length, out_length, kernel_size] = self.setting;
-    visit(self.out), visit(self.padding_mode), visit(self.weight_grad_is_channels_last);
-    visit(geometry.stride), visit(geometry.padding_left), visit(geometry.padding_right);
-    visit(geometry.dilation), visit(geometry.groups);
-    visit(batch), visit(in_length), visit(out_length), visit(kernel_size);
+    visit_all(
+        self.out, self.padding_mode, self.weight_grad_is_channels_last, geometry.stride, geometry.padding_left,
+        geometry.padding_right, geometry.dilation, geometry.groups, batch, in_length, out_length, kernel_size);
   }
 };
 
@@ -99,7 +100,7 @@ variable_list gradients(
     if (wanted[slot]) grads[slot] = compute(slot, state.setting, saved);
   }
   if (grads[kWeight].defined() && state.weight_grad_is_channels_last) {
-    grads[kWeight] = grads[kWeight].transpose(1, 2).contiguous().transpose(1, 2);
+    grads[kWeight] = grads[kWeight].mT().contiguous().mT();
   }
   return grads;
 }
@@ -108,7 +109,7 @@ variable_list gradients(
 variable_list packed_gradients(const variable_list& cotangents, const std::vector<c10::IValue>& values) {
   PackedArgs packed(values);
   NodeState state;
-  NodeState::each(state, [&](auto& value) { value = packed.unpack<std::decay_t<decltype(value)>>(); });
+  NodeState::each(state, [&](auto& member) { member = packed.unpack<std::decay_t<decltype(member)>>(); });
   state.setting.geometry.padding_mode = state.padding_mode;
   const auto wanted = packed.unpack<std::array<bool, kSlots>>();
   Operands saved;
@@ -132,8 +133,8 @@ class Conv1dNode final : public torch::autograd::TraceableFunction {
         }
       }
     }
-    state_.weight_grad_is_channels_last = should_compute_output(kWeight) && !operands[kWeight].is_complex() &&
-                                          is_channels_last_like(operands[kWeight]);
+    state_.weight_grad_is_channels_last =
+        should_compute_output(kWeight) && !operands[kWeight].is_complex() && is_channels_last_like(operands[kWeight]);
   }
 
   std::string name() const override {
@@ -154,35 +155,34 @@ class Conv1dNode final : public torch::autograd::TraceableFunction {
   }
 
   void compiled_args(CompiledNodeArgs& args) const override {
-    NodeState::each(state_, [&](const auto& value) { args.collect(value); });
+    NodeState::each(state_, [&](const auto& member) { args.collect(member); });
     for (const SavedVariable& operand : saved_) args.collect(operand, /*is_output=*/false);
   }
 
   // Called with stand-ins for what compiled_args collected. It records a call of packed_gradients and computes nothing.
   variable_list apply_with_saved(const variable_list& cotangents, SwapSavedVariables& swap) override {
-    NodeState::each(state_, [&](auto& value) { swap.before(value); });
+    NodeState::each(state_, [&](auto& member) { swap.before(member); });
     for (SavedVariable& operand : saved_) swap.before(operand);
 
     PackedArgs packed;
-    NodeState::each(state_, [&](const auto& value) { packed.pack(value); });
-    packed.pack(wanted());
-    for (const Tensor& operand : unpack()) packed.pack(operand);
     std::vector<at::TypePtr> types;
-    NodeState::each(state_, [&](const auto& value) {
-      types.push_back(torch::dynamo::autograd::IValuePacker<std::decay_t<decltype(value)>>::packed_type());
-    });
-    types.push_back(torch::dynamo::autograd::IValuePacker<std::array<bool, kSlots>>::packed_type());
-    types.insert(types.end(), kSlots, at::TensorType::get());
+    const auto pack = [&](const auto& value) {
+      packed.pack(value);
+      types.push_back(IValuePacker<std::decay_t<decltype(value)>>::packed_type());
+    };
+    NodeState::each(state_, pack);
+    pack(wanted());
+    for (const Tensor& operand : unpack()) pack(operand);
 
     const auto& compiler = torch::dynamo::autograd::getPyCompilerInterface();
     static const std::string function =
         compiler->bind_function(swap.get_py_compiler(), "conv1d_ext_gradients", packed_gradients, types);
     auto grads = compiler->call_function(
         swap.get_py_compiler(), "apply_functional", function, cotangents, packed.vec(),
-        torch::dynamo::autograd::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+        IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
             torch::dynamo::autograd::get_input_metadata(next_edges())));
 
-    NodeState::each(state_, [&](auto& value) { swap.after(value); });
+    NodeState::each(state_, [&](auto& member) { swap.after(member); });
     for (SavedVariable& operand : saved_) swap.after(operand);
     return grads;
   }
@@ -211,7 +211,7 @@ void announce(const NodePtr& node) {
   if constexpr (requires { fire_node_creation_hooks(node); }) fire_node_creation_hooks(node);
 }
 
-// The result's tangent: the sum over the operands that have one of the operator with the tangent in place of the primal.
+// The result's tangent: for each operand that has one, the operator with the tangent in its place, added up.
 Tensor tangent(int64_t out, const Setting& setting, const Operands& operands) {
   Tensor sum;
   for (int64_t slot = 0; slot < kSlots; ++slot) {
@@ -229,6 +229,7 @@ Tensor tangent(int64_t out, const Setting& setting, const Operands& operands) {
   return sum;
 }
 
+// The operator `out` in the Autograd kernel: computed below it, with history and tangent where they are called for.
 Tensor differentiable(int64_t out, Setting setting, const Operands& operands) {
   const Tensor result = [&] {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;

@@ -4,6 +4,8 @@
 #include <c10/util/Exception.h>
 #include <c10/util/safe_numerics.h>
 
+#include <algorithm>
+
 namespace conv1d_ext {
 namespace {
 
@@ -61,18 +63,21 @@ void check_lengths(Conv1dProblem& problem, int64_t batch, int64_t channels) {
       c10::add_overflows(padded, uint64_t(problem.in_length), &padded) ||
       c10::mul_overflows(uint64_t(problem.kernel_size - 1), uint64_t(problem.dilation), &reach) ||
       // The kernels add a few of these up in 64 bits.
-      padded > (uint64_t{1} << 60) || reach > (uint64_t{1} << 60) || problem.stride > (int64_t{1} << 60);
+      padded > (uint64_t{1} << 60) || reach > (uint64_t{1} << 60);
   TORCH_CHECK(
-      !overflow, "padding=(", problem.padding_left, ", ", problem.padding_right, "), dilation=", problem.dilation,
-      " or stride=", problem.stride, " is too large for an input of length ", problem.in_length, " and kernel_size=",
-      problem.kernel_size, ": positions do not fit into 64-bit integers");
+      !overflow, "padding=(", problem.padding_left, ", ", problem.padding_right, ") or dilation=", problem.dilation,
+      " is too large for an input of length ", problem.in_length, " and kernel_size=", problem.kernel_size,
+      ": positions do not fit into 64-bit integers");
   TORCH_CHECK(
       padded > reach, "Calculated padded input size per channel: (", padded, "). Kernel size: (", reach + 1,
       "). Kernel size can't be greater than actual input size");
   TORCH_CHECK(
-      problem.in_length > 0, "Only zero batch or zero channel inputs are supported, but got input shape: [", batch, ", ",
+      problem.in_length > 0 || batch == 0 || channels == 0, "Only zero batch or zero channel inputs are supported, but got input shape: [", batch, ", ",
       channels, ", 0]");
   problem.out_length = int64_t(padded - reach - 1) / problem.stride + 1;
+  // Numbers that do not matter may be as large as they like: any stride over a single output, any dilation of one tap.
+  if (problem.out_length == 1) problem.stride = std::min(problem.stride, int64_t(padded));
+  if (problem.kernel_size == 1) problem.dilation = 1;
 
   const int64_t widest = std::max(problem.padding_left, problem.padding_right);
   TORCH_CHECK(

@@ -44,7 +44,8 @@ Tensor shown_positions(const Geometry<int64_t>& geometry, int64_t in_length) {  
 // One of the two gradients of a real convolution, by its place in convolution_backward's result. torch looks at the
 // operand that it is towards just for its shape.
 template <size_t place>
-Tensor gradient(const Geometry<int64_t>& geometry, const Tensor& grad_output, const Tensor& input, const Tensor& weight) {
+Tensor gradient(
+    const Geometry<int64_t>& geometry, const Tensor& grad_output, const Tensor& input, const Tensor& weight) {
   return std::get<place>(at::convolution_backward(
       grad_output, input, weight, /*bias_sizes=*/std::nullopt, geometry.stride, implicit_padding(geometry),
       geometry.dilation, /*transposed=*/false, /*output_padding=*/0, geometry.groups, {place == 0, place == 1, false}));
@@ -84,6 +85,7 @@ Tensor conv1d_backward_input(
 
 Tensor conv1d_backward_weight(
     const Geometry<int64_t>& geometry, const Tensor& grad_output, const Tensor& input, int64_t kernel_size) {
+  TORCH_CHECK(geometry.groups > 0, "non-positive groups is not supported");
   const int64_t out_channels = grad_output.size(1), in_channels = input.size(1);
   return complex_product(grad_output, pad_explicitly(geometry, input), [&](const Tensor& g, const Tensor& x) {
     return gradient<1>(
@@ -93,7 +95,8 @@ Tensor conv1d_backward_weight(
 
 Tensor conv1d_backward_bias(const Tensor& grad_output) {
   const auto sum = [](const Tensor& g) { return g.sum({0, 2}, /*keepdim=*/false, g.scalar_type()); };
-  return grad_output.is_complex() ? at::complex(sum(at::real(grad_output)), sum(at::imag(grad_output))) : sum(grad_output);
+  if (!grad_output.is_complex()) return sum(grad_output);
+  return at::complex(sum(at::real(grad_output)), sum(at::imag(grad_output)));
 }
 
 }  // namespace conv1d_ext::fallback

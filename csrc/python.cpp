@@ -15,6 +15,7 @@
 #include <torch/csrc/utils/python_arg_parser.h>
 #include <torch/version.h>
 
+#include <chrono>
 #include <map>
 
 #include "conv1d.h"
@@ -52,7 +53,8 @@ py::object torch_conv1d() { return py::module_::import("torch._C").attr("_Variab
 c10::SymInt single(torch::PythonArgs& parsed, int i) {
   PyObject* arg = parsed.args[i];
   if (arg != nullptr && PyTuple_CheckExact(arg) && PyTuple_GET_SIZE(arg) == 1) arg = PyTuple_GET_ITEM(arg, 0);
-  if (arg != nullptr && PyLong_CheckExact(arg)) return THPUtils_unpackLong(arg);  // mostly so, and cheaper than a vector
+  // Mostly so; torch's parser would fill a vector, which costs as much as all its other work here.
+  if (arg != nullptr && PyLong_CheckExact(arg)) return THPUtils_unpackLong(arg);
   const auto values = parsed.symintlist(i);
   const std::string& name = parsed.signature.params[i].name;
   TORCH_CHECK(
@@ -236,6 +238,18 @@ py::dict plan(
   return fields;
 }
 
+// GFLOP/s of float32 on one core, with the instruction set in use: what no kernel can exceed.
+double fma_peak() {
+  const KernelTable& table = kernel_table();
+  constexpr int64_t kIterations = 1 << 20;
+  volatile float sink = table.run_fmas(kIterations);
+  const auto start = std::chrono::steady_clock::now();
+  sink = table.run_fmas(kIterations);
+  const std::chrono::duration<double, std::nano> time = std::chrono::steady_clock::now() - start;
+  (void)sink;
+  return 2.0 * kIterations * table.tile_float.accumulators * table.tile_float.lanes / time.count();
+}
+
 PyMethodDef entry_points[] = {
     {"conv1d", castPyCFunctionWithKeywords(conv1d_entry), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"conv1d_padded", castPyCFunctionWithKeywords(conv1d_padded_entry), METH_VARARGS | METH_KEYWORDS, nullptr},
@@ -254,6 +268,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", torch::wrap_pybind_function(&use_isa), "For tests: choose an instruction set.");
   m.def("cache_sizes", [] { return std::pair(cache_sizes().l1, cache_sizes().l2); }, "Bytes of L1 and L2 per core.");
   m.def("set_cache_sizes", [](int64_t l1, int64_t l2) { set_cache_sizes({l1, l2}); }, "For tests: plan for such caches.");
+  m.def("fma_peak", &fma_peak, "Measures the GFLOP/s of float32 FMAs on one core.");
   m.def("plan", torch::wrap_pybind_function(&plan), "The kernels' plan for a problem with contiguous operands.",
         py::arg("op"), py::arg("dtype"), py::kw_only(), py::arg("batch"), py::arg("in_channels"), py::arg("in_length"),
         py::arg("out_channels"), py::arg("kernel_size"), py::arg("stride") = 1, py::arg("padding_left") = 0,

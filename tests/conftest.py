@@ -20,3 +20,12 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.set_isa(request.param)
     yield request.param
     _C.set_isa(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For speed: problems as small as these gain nothing from threads, and results don't depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

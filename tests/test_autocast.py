@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import conv1d_ext._ops  # noqa: F401  defines the operators
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ops = torch.ops.conv1d_ext
 CASE = Case(2, 4, 9, 6, 3, padding=(1, 1), groups=2)
 LOWER = [torch.bfloat16, torch.float16]

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import conv1d_ext._ops  # noqa: F401  defines the operators
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ops = torch.ops.conv1d_ext
 SMALL_CASES = [case for case in CASES if max(*case.input_shape, *case.output_shape, *case.weight_shape) <= 21]
 TINY_CASES = [case for case in SMALL_CASES if max(*case.input_shape, *case.output_shape) <= 12]

@@ -10,6 +10,8 @@ import torch
 import conv1d_ext
 from conv1d_ext import _C, config
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_shows_the_configuration_and_passes(capsys):
     assert conv1d_ext.show_config()
@@ -42,7 +44,7 @@ def test_leaves_random_numbers_and_grad_mode_alone():
 
 
 def test_runs_as_a_module():
-    environment = {**os.environ, "CONV1D_EXT_ISA": "portable"}
+    environment = {**os.environ, "CONV1D_EXT_ISA": "portable", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, "-m", "conv1d_ext"], env=environment, capture_output=True, text=True, timeout=120
     )

@@ -7,6 +7,7 @@ from cases import CASES, Case, make_operands
 
 import conv1d_ext._ops  # noqa: F401  defines the operators
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ops = torch.ops.conv1d_ext
 
 

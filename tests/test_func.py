@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import conv1d_ext._ops  # noqa: F401  defines the operators
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ops = torch.ops.conv1d_ext
 CASE = Case(2, 2, 5, 4, 3, stride=2, padding=(2, 1), groups=2, padding_mode="circular")
 ALL = (0, 1, 2)

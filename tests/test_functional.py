@@ -5,30 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES, make_operands
+from operators import operators_of
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from conv1d_ext.functional import conv1d
 
 SAME_ON_BOTH_SIDES = [c for c in CASES if c.padding_mode == "zeros" and c.padding[0] == c.padding[1]]
-
-
-class Operators(TorchDispatchMode):
-    """Records the names of the operators that reach the backends."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
-def operators_of(function, *args, **kwargs) -> list[str]:
-    with Operators() as operators:
-        function(*args, **kwargs)
-    return operators.names
 
 
 @pytest.mark.parametrize("case", SAME_ON_BOTH_SIDES, ids=str)
@@ -97,6 +79,7 @@ def test_takes_meta_tensors():
     assert conv1d(INPUT.to("meta"), WEIGHT.to("meta"), stride=2).shape == (2, 6, 7)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 def test_jit_trace_keeps_the_operator():
     traced = torch.jit.trace(lambda x: conv1d(x, WEIGHT, BIAS, padding="same"), (INPUT,))
     assert "conv1d_ext::conv1d" in str(traced.graph)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES, make_operands
-from test_functional import operators_of
+from operators import operators_of
 
 import conv1d_ext
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from test_functional import operators_of
+from operators import operators_of
 
 import conv1d_ext
 from conv1d_ext import patch_torch

@@ -149,9 +149,9 @@ at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options)
   return result;
 }
 
-// torch's convolutions follow the memory format of the weight.
+// torch's convolutions follow the memory format of the weight, but for an empty batch.
 at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options, const at::Tensor& weight) {
-  if (weight.unsqueeze(2).suggest_memory_format() == at::MemoryFormat::ChannelsLast) {
+  if (sizes[0] > 0 && weight.unsqueeze(2).suggest_memory_format() == at::MemoryFormat::ChannelsLast) {
     return empty_result({sizes[0], sizes[2], sizes[1]}, options).transpose(1, 2);
   }
   return empty_result(sizes, options);

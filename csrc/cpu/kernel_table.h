@@ -53,6 +53,7 @@ struct KernelSet {
 struct KernelTable {
   KernelSet float32, float64, bfloat16, float16;
   TileShape tile_float, tile_double;
+  float (*run_fmas)(int64_t iterations);  // iterations x tile_float.accumulators, for the peak of benchmarks
 };
 
 namespace portable {

@@ -10,6 +10,7 @@
 #include "cpu/forward_inl.h"
 #include "cpu/backward_input_inl.h"
 #include "cpu/backward_weight_inl.h"
+#include "cpu/peak_inl.h"
 
 namespace conv1d_ext {
 namespace {
@@ -41,7 +42,8 @@ constexpr KernelTable make_kernel_table() {
           kernel_set<BFloat16>(),
           kernel_set<Float16>(),
           {F32::kLanes, kTileRows, kTileAccumulators},
-          {F64::kLanes, kTileRows, kTileAccumulators}};
+          {F64::kLanes, kTileRows, kTileAccumulators},
+          run_fmas};
 }
 
 }  // namespace

@@ -79,5 +79,10 @@ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // First index of part i when `total` things are dealt into `parts` parts whose sizes differ by one at most.
 inline int64_t part_begin(int64_t total, int64_t parts, int64_t i) { return total / parts * i + min_of(i, total % parts); }
 
+// The same for positions, in whole vectors.
+inline int64_t block_begin(int64_t positions, int64_t lanes, int64_t blocks, int64_t i) {
+  return min_of(positions, part_begin(ceil_div(positions, lanes), blocks, i) * lanes);
+}
+
 }  // namespace
 }  // namespace conv1d_ext

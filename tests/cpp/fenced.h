@@ -1,13 +1,12 @@
-// A buffer in a field of NaN: what reads beyond it spoils its result, what writes beyond it is found by `intact`, and
-// under AddressSanitizer either stops at once.
+// A buffer of NaN in a field of NaN: what reads beyond it spoils its result, what writes beyond it is found by
+// `intact`, and under AddressSanitizer either stops at once.
 #pragma once
+
+#include <sanitizer/asan_interface.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <vector>
-
-#include <sanitizer/asan_interface.h>
 
 template <class T>
 class Fenced {
@@ -17,8 +16,7 @@ class Fenced {
     char* start = bytes_.data() + kFence;
     start += -reinterpret_cast<uintptr_t>(start) % 64 + (aligned ? 0 : sizeof(T));
     data_ = reinterpret_cast<T*>(start);
-    ASAN_POISON_MEMORY_REGION(bytes_.data(), start - bytes_.data());
-    ASAN_POISON_MEMORY_REGION(data_ + size, end() - reinterpret_cast<char*>(data_ + size));
+    poison();
   }
   Fenced(const Fenced&) = delete;
   ~Fenced() { ASAN_UNPOISON_MEMORY_REGION(bytes_.data(), bytes_.size()); }
@@ -27,20 +25,27 @@ class Fenced {
   T& operator[](int64_t i) { return data_[i]; }
   int64_t size() const { return size_; }
 
-  void fill_with_nan() { std::memset(static_cast<void*>(data_), kNan, size_ * sizeof(T)); }
-
   bool intact() {
     ASAN_UNPOISON_MEMORY_REGION(bytes_.data(), bytes_.size());
     const auto is_fence = [](char byte) { return byte == kNan; };
-    return std::all_of(bytes_.data(), reinterpret_cast<char*>(data_), is_fence) &&
-           std::all_of(reinterpret_cast<char*>(data_ + size_), end(), is_fence);
+    const bool intact = std::all_of(begin(), data_begin(), is_fence) && std::all_of(data_end(), end(), is_fence);
+    poison();
+    return intact;
   }
 
  private:
   static constexpr int64_t kFence = 256;  // bytes: four of the longest vectors
   static constexpr char kNan = '\xff';    // a NaN in every floating-point type
 
+  char* begin() { return bytes_.data(); }
+  char* data_begin() { return reinterpret_cast<char*>(data_); }
+  char* data_end() { return reinterpret_cast<char*>(data_ + size_); }
   char* end() { return bytes_.data() + bytes_.size(); }
+
+  void poison() {
+    ASAN_POISON_MEMORY_REGION(begin(), data_begin() - begin());
+    ASAN_POISON_MEMORY_REGION(data_end(), end() - data_end());
+  }
 
   int64_t size_;
   std::vector<char> bytes_;

@@ -1,0 +1,1 @@
+"""How fast the layers of real models run here, against torch and other engines: `python -m benchmarks --help`."""

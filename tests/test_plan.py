@@ -1,0 +1,85 @@
+"""The plan: which algorithm a layer gets, and that its memory is bounded whatever the sizes."""
+
+import math
+
+import pytest
+
+from conv1d_ext import _C
+
+OPS = ["conv1d", "conv1d_backward_input", "conv1d_backward_weight"]
+# (in_channels, out_channels, kernel_size, further geometry): layers of real models, by kind.
+LAYERS = {
+    "dense": (512, 512, 3, {"padding_left": 1, "padding_right": 1}),
+    "strided": (512, 512, 3, {"stride": 2}),
+    "pointwise": (1024, 2048, 1, {}),
+    "depthwise": (1536, 1536, 4, {"padding_left": 3, "groups": 1536}),
+    "grouped": (768, 768, 128, {"padding_left": 64, "padding_right": 64, "groups": 16}),
+    "front end": (1, 512, 10, {"stride": 5}),
+    "spectrogram": (1, 1025, 2048, {"stride": 512}),
+    "dilated": (64, 128, 3, {"padding_left": 512, "padding_right": 512, "dilation": 512}),
+    "long and dilated": (64, 64, 128, {"dilation": 512}),
+    "many channels": (8192, 8192, 3, {}),
+}
+
+
+def plan(op: str, kind: str, dtype: str = "float32", batch: int = 1, in_length: int = 100_000) -> dict:
+    in_channels, out_channels, kernel_size, geometry = LAYERS[kind]
+    shape = {"batch": batch, "in_channels": in_channels, "in_length": in_length, "out_channels": out_channels}
+    return _C.plan(op, dtype, **shape, kernel_size=kernel_size, **geometry)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("op", OPS)
+def test_memory_is_bounded_whatever_the_batch_and_length(op: str, kind: str, dtype: str) -> None:
+    for batch, in_length in [(1, 70_000), (1, 10**9), (10**6, 70_000), (10**6, 10**9)]:
+        this = plan(op, kind, dtype, batch, in_length)
+        assert this["scratch_bytes"] <= 4 << 20
+        assert this["partial_bytes"] <= 4 << 20
+
+
+@pytest.mark.parametrize("in_length", [70_000, 100_000, 65_100])
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("op", OPS[:2])
+def test_order_of_sums_does_not_depend_on_the_batch(op: str, kind: str, in_length: int) -> None:
+    sums = [
+        {field: plan(op, kind, batch=batch, in_length=in_length)[field] for field in ("algorithm", "tap_block")}
+        for batch in (1, 2, 64, 10_000)
+    ]
+    assert sums == sums[:1] * 4
+
+
+@pytest.mark.parametrize("in_length", [577, 1000, 2000, 5000, 11_008])
+def test_blocks_are_balanced(in_length: int) -> None:
+    """All of them within a vector of the mean: 3 x 320 positions rather than 384 + 384 + 192."""
+    shape = {"batch": 1, "in_channels": 64, "out_channels": 64, "kernel_size": 1}
+    block = _C.plan("conv1d", "float32", **shape, in_length=in_length)["position_block"]
+    assert block - in_length / math.ceil(in_length / block) < 16
+
+
+def test_short_outputs_are_laid_out_as_columns() -> None:
+    shape = {"batch": 1, "in_channels": 1024, "out_channels": 1024, "kernel_size": 3}
+    assert _C.plan("conv1d", "float32", **shape, in_length=4)["algorithm"] == "columns"
+    assert _C.plan("conv1d", "float32", **shape, in_length=400)["algorithm"] == "panel"
+
+
+def test_weight_gradients_of_few_output_channels_are_dot_products() -> None:
+    assert plan("conv1d_backward_weight", "depthwise")["algorithm"] == "dot"
+    assert plan("conv1d_backward_weight", "dense")["algorithm"] == "panel"
+
+
+def test_float_results_need_no_scratch_copy() -> None:
+    assert plan("conv1d", "dense")["direct"]
+    assert not plan("conv1d", "dense", "bfloat16")["direct"]
+
+
+def test_short_sequences_share_a_panel() -> None:
+    shape = {"in_channels": 64, "out_channels": 64, "kernel_size": 3, "in_length": 20}
+    assert _C.plan("conv1d", "float32", batch=100, **shape)["batch_block"] > 1
+
+
+def test_rejects_unknown_names() -> None:
+    with pytest.raises(ValueError, match="unknown operator 'conv2d'"):
+        plan("conv2d", "dense")
+    with pytest.raises(ValueError, match="no kernels for dtype 'int8'"):
+        plan("conv1d", "dense", "int8")
