@@ -82,7 +82,7 @@ $(DONE)-torch-$(TORCH): $(DONE)-python
 	$(BIN)/pip install torch==$(TORCH)
 	@touch $@
 
-$(DONE)-build $(DONE)-test $(DONE)-bench $(DONE)-demo $(DONE)-lint $(DONE)-cpp: $(DONE)-%: requirements/%.txt $(DONE)-torch-$(TORCH)
+$(addprefix $(DONE)-,build test bench demo lint cpp): $(DONE)-%: requirements/%.txt $(DONE)-torch-$(TORCH)
 	$(BIN)/pip install --quiet -r $<
 	@touch $@
 

@@ -15,7 +15,7 @@ from .layers import PASSES, PUBLIC_LAYERS, Layer, load
 from .measure import measure
 from .peers import PEERS, missing_packages
 from .plots import write_plots
-from .report import machine, show, write_json
+from .report import machine, show, warn_if_busy, write_json
 from .result import Result
 from .workload import Workload
 
@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--layers: {error}")
     console = Console()
     console.print(", ".join(f"{key} {value}" for key, value in machine().items() if value), highlight=False)
+    warn_if_busy(console)
     if options.memory == "reused":
         _keep_freed_memory()
     results: list[Result] = []
@@ -103,17 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     cores = torch.get_num_threads()
     add("--threads", nargs="+", type=int, default=sorted({1, cores}), help="on the CPU; default: %(default)s")
     add("--peers", nargs="+", choices=PEERS, default=["torch"], help="only torch also trains; default: torch")
-    add(
-        "--layers",
-        nargs="+",
-        type=Path,
-        default=[PUBLIC_LAYERS],
-        metavar="FILE",
-        help="default: benchmarks/layers.json",
-    )
+    add("--layers", nargs="+", type=Path, default=[PUBLIC_LAYERS], metavar="FILE", help="default: the layers.json here")
     add("--filter", nargs="+", default=[""], metavar="TEXT", help="only layers with one of these texts in their name")
-    add("--memory", choices=("fresh", "reused"), default="fresh",
-        help="fresh: malloc as it is; reused: it keeps all that is freed, as if no result was ever new; default: fresh")  # fmt: skip
+    memory = "fresh: malloc as it is (default); reused: it gives nothing back to the system, so pages are never new"
+    add("--memory", choices=("fresh", "reused"), default="fresh", help=memory)
     add("--seconds", type=float, default=1.0, help="per layer, mode, dtype and number of threads; default: %(default)s")
     add("--json", type=Path, metavar="FILE", help="write all figures to this file")
     add("--plots", type=Path, metavar="DIR", help="write plots as PNG files to this folder")

@@ -43,7 +43,7 @@ def training(module: nn.Conv1d, inputs: Sequence[Tensor], cotangents: Sequence[T
 
     def step(i: int) -> tuple[Tensor, ...]:
         output = module(inputs[i])
-        return output, *torch.autograd.grad(output, (inputs[i], *module.parameters()), cotangents[i])
+        return output, *torch.autograd.grad(output, (inputs[i], *module.parameters()), cotangents[i % len(cotangents)])
 
     return step
 
@@ -67,11 +67,17 @@ def _onnxruntime(module: nn.Conv1d, inputs: Sequence[Tensor], threads: int) -> E
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(_onnx_model(module, inputs[0]), options, providers=["CPUExecutionProvider"])
+    output = np.empty_like(module(inputs[0]).numpy(force=True))
     bindings = [session.io_binding() for _ in inputs]
     for binding, input in zip(bindings, inputs, strict=True):
-        binding.bind_cpu_input(session.get_inputs()[0].name, input.numpy())
-        binding.bind_output(session.get_outputs()[0].name)
-    return lambda i: session.run_with_iobinding(bindings[i])
+        binding.bind_cpu_input("input", input.numpy())
+        binding.bind_output("output", "cpu", 0, output.dtype, output.shape, output.ctypes.data)
+
+    def run(i: int) -> np.ndarray:
+        session.run_with_iobinding(bindings[i])
+        return output
+
+    return run
 
 
 def _openvino(module: nn.Conv1d, inputs: Sequence[Tensor], threads: int) -> Engine:
@@ -82,9 +88,10 @@ def _openvino(module: nn.Conv1d, inputs: Sequence[Tensor], threads: int) -> Engi
     request = core.compile_model(core.read_model(_onnx_model(module, inputs[0])), "CPU", options).create_infer_request()
     tensors = [openvino.Tensor(input.numpy(), shared_memory=True) for input in inputs]
 
-    def infer(i: int) -> None:
+    def infer(i: int) -> np.ndarray:
         request.set_input_tensor(tensors[i])
         request.infer()
+        return request.get_output_tensor().data
 
     return infer
 

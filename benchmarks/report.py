@@ -97,11 +97,16 @@ def machine() -> dict[str, Any]:
         "cpu": f"{cpus[0]} x {len(cpus)}" if cpus else platform.processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "isa": _C.isa(),
-        "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
         "conv1d_ext": conv1d_ext.__version__,
         "platform": platform.platform(),
     }
+
+
+def warn_if_busy(console: Console) -> None:
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        console.print(f"other programs are running (load {load:.1f}): with several threads the figures mean little")
 
 
 def _cpuinfo() -> list[str]:

@@ -25,10 +25,10 @@ class Workload:
         self.stock = layer.module(device, dtype)
         self.ours = conv1d_ext.convert(copy.deepcopy(self.stock))
         self.inputs = rotation(torch.randn(layer.input_shape, device=device, dtype=dtype))
-        self.cotangents = [torch.randn(layer.output_shape, device=device, dtype=dtype)] * len(self.inputs)
+        self.cotangents: list[Tensor] = []
         if mode == "training":
-            self.cotangents = [cotangent.clone() for cotangent in self.cotangents]
             self.inputs = [input.requires_grad_() for input in self.inputs]
+            self.cotangents = rotation(torch.randn(layer.output_shape, device=device, dtype=dtype))
 
     def our_engine(self) -> Engine:
         return self._engine(self.ours, self.inputs, self.cotangents)

@@ -43,8 +43,10 @@ void check_dims(const at::Tensor& tensor, const char* name) {
 void check_weight(const Conv1dProblem& problem, const at::Tensor& weight) {
   TORCH_CHECK(weight.dim() >= 3, "weight should have at least three dimensions");
   TORCH_CHECK(
-      weight.dim() == 3, "Expected 3-dimensional weight [out_channels, in_channels / groups, kernel_size], but got weight "
-      "of size ", weight.sizes());
+      weight.dim() == 3,
+      "Expected 3-dimensional weight [out_channels, in_channels / groups, kernel_size], but got weight "
+      "of size ",
+      weight.sizes());
   TORCH_CHECK(
       weight.size(0) >= problem.groups, "Given groups=", problem.groups, ", expected weight to be at least ",
       problem.groups, " at dimension 0, but got weight of size ", weight.sizes(), " instead");
@@ -58,12 +60,11 @@ void check_lengths(Conv1dProblem& problem, int64_t batch, int64_t channels) {
   TORCH_CHECK(
       problem.kernel_size > 0, "kernel size should be greater than zero, but got kernel_size: ", problem.kernel_size);
   uint64_t padded = 0, reach = 0;
-  const bool overflow =
-      c10::add_overflows(uint64_t(problem.padding_left), uint64_t(problem.padding_right), &padded) ||
-      c10::add_overflows(padded, uint64_t(problem.in_length), &padded) ||
-      c10::mul_overflows(uint64_t(problem.kernel_size - 1), uint64_t(problem.dilation), &reach) ||
-      // The kernels add a few of these up in 64 bits.
-      padded > (uint64_t{1} << 60) || reach > (uint64_t{1} << 60);
+  const bool overflow = c10::add_overflows(uint64_t(problem.padding_left), uint64_t(problem.padding_right), &padded) ||
+                        c10::add_overflows(padded, uint64_t(problem.in_length), &padded) ||
+                        c10::mul_overflows(uint64_t(problem.kernel_size - 1), uint64_t(problem.dilation), &reach) ||
+                        // The kernels add a few of these up in 64 bits.
+                        padded > (uint64_t{1} << 60) || reach > (uint64_t{1} << 60);
   TORCH_CHECK(
       !overflow, "padding=(", problem.padding_left, ", ", problem.padding_right, ") or dilation=", problem.dilation,
       " is too large for an input of length ", problem.in_length, " and kernel_size=", problem.kernel_size,
@@ -72,8 +73,8 @@ void check_lengths(Conv1dProblem& problem, int64_t batch, int64_t channels) {
       padded > reach, "Calculated padded input size per channel: (", padded, "). Kernel size: (", reach + 1,
       "). Kernel size can't be greater than actual input size");
   TORCH_CHECK(
-      problem.in_length > 0 || batch == 0 || channels == 0, "Only zero batch or zero channel inputs are supported, but got input shape: [", batch, ", ",
-      channels, ", 0]");
+      problem.in_length > 0 || batch == 0 || channels == 0,
+      "Only zero batch or zero channel inputs are supported, but got input shape: [", batch, ", ", channels, ", 0]");
   problem.out_length = int64_t(padded - reach - 1) / problem.stride + 1;
   // Numbers that do not matter may be as large as they like: any stride over a single output, any dilation of one tap.
   if (problem.out_length == 1) problem.stride = std::min(problem.stride, int64_t(padded));
@@ -114,9 +115,9 @@ Conv1dProblem check_conv1d(
   Conv1dProblem problem = check_geometry(geometry);
   check_weight(problem, weight);
   TORCH_CHECK(
-      input.size(1) % problem.groups == 0 && input.size(1) / problem.groups == weight.size(1), "Given groups=",
-      problem.groups, ", weight of size ", weight.sizes(), ", expected input", input.sizes(), " to have ",
-      weight.size(1) * problem.groups, " channels, but got ", input.size(1), " channels instead");
+      input.size(1) % problem.groups == 0 && input.size(1) / problem.groups == weight.size(1),
+      "Given groups=", problem.groups, ", weight of size ", weight.sizes(), ", expected input", input.sizes(),
+      " to have ", weight.size(1) * problem.groups, " channels, but got ", input.size(1), " channels instead");
   problem.batch = input.size(0);
   problem.in_channels = input.size(1);
   problem.in_length = input.size(2);
@@ -165,8 +166,8 @@ Conv1dProblem check_conv1d_backward_weight(
   problem.out_channels = grad_output.size(1);
   problem.kernel_size = kernel_size;
   TORCH_CHECK(
-      problem.in_channels % problem.groups == 0 && problem.out_channels % problem.groups == 0, "Given groups=",
-      problem.groups, ", expected input", input.sizes(), " and grad_output", grad_output.sizes(),
+      problem.in_channels % problem.groups == 0 && problem.out_channels % problem.groups == 0,
+      "Given groups=", problem.groups, ", expected input", input.sizes(), " and grad_output", grad_output.sizes(),
       " to have channels divisible by it");
   check_lengths(problem, problem.batch, problem.in_channels);
   TORCH_CHECK(

@@ -10,9 +10,9 @@ namespace conv1d_ext {
 // The problem without the operands' strides, which depend on how a backend views them.
 Conv1dProblem check_conv1d(
     const Geometry<int64_t>& geometry,
-    const at::Tensor& input,                // [N, C_in, L_in]
-    const at::Tensor& weight,               // [C_out, C_in / groups, K]
-    const std::optional<at::Tensor>& bias   // [C_out]
+    const at::Tensor& input,               // [N, C_in, L_in]
+    const at::Tensor& weight,              // [C_out, C_in / groups, K]
+    const std::optional<at::Tensor>& bias  // [C_out]
 );
 
 Conv1dProblem check_conv1d_backward_input(

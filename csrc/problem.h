@@ -32,9 +32,9 @@ struct Conv1dProblem {
   int64_t stride, dilation, padding_left, padding_right;
   PaddingMode padding_mode;
 
-  TensorStrides input;    // input, or grad_input:   [N, C_in, L_in]
-  TensorStrides output;   // output, or grad_output: [N, C_out, L_out]
-  WeightStrides weight;   // weight, or grad_weight: [C_out, C_in / groups, K]
+  TensorStrides input;   // input, or grad_input:   [N, C_in, L_in]
+  TensorStrides output;  // output, or grad_output: [N, C_out, L_out]
+  WeightStrides weight;  // weight, or grad_weight: [C_out, C_in / groups, K]
 
   // The result is stored as  result = (accumulate ? result : bias) + (negate ? -sum : sum).  Complex convolutions are
   // made of real ones this way.

@@ -197,9 +197,10 @@ py::dict plan(
     const std::string& op_name, const std::string& dtype, int64_t batch, int64_t in_channels, int64_t in_length,
     int64_t out_channels, int64_t kernel_size, int64_t stride, int64_t padding_left, int64_t padding_right,
     int64_t dilation, int64_t groups) {
-  const std::map<std::string, Op> ops{{"conv1d", Op::kForward},
-                                      {"conv1d_backward_input", Op::kBackwardInput},
-                                      {"conv1d_backward_weight", Op::kBackwardWeight}};
+  const std::map<std::string, Op> ops{
+      {"conv1d", Op::kForward},
+      {"conv1d_backward_input", Op::kBackwardInput},
+      {"conv1d_backward_weight", Op::kBackwardWeight}};
   const std::map<std::string, ElementSizes> sizes{
       {"float32", {4, 4}}, {"float64", {8, 8}}, {"bfloat16", {2, 4}}, {"float16", {2, 4}}};
   TORCH_CHECK_VALUE(ops.count(op_name), "unknown operator '", op_name, "'");
@@ -267,10 +268,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_isas", &isas<isa_supported>, "The instruction sets that this CPU and this build have.");
   m.def("set_isa", torch::wrap_pybind_function(&use_isa), "For tests: choose an instruction set.");
   m.def("cache_sizes", [] { return std::pair(cache_sizes().l1, cache_sizes().l2); }, "Bytes of L1 and L2 per core.");
-  m.def("set_cache_sizes", [](int64_t l1, int64_t l2) { set_cache_sizes({l1, l2}); }, "For tests: plan for such caches.");
+  m.def(
+      "set_cache_sizes", [](int64_t l1, int64_t l2) { set_cache_sizes({l1, l2}); }, "For tests: plan for such caches.");
   m.def("fma_peak", &fma_peak, "Measures the GFLOP/s of float32 FMAs on one core.");
-  m.def("plan", torch::wrap_pybind_function(&plan), "The kernels' plan for a problem with contiguous operands.",
-        py::arg("op"), py::arg("dtype"), py::kw_only(), py::arg("batch"), py::arg("in_channels"), py::arg("in_length"),
-        py::arg("out_channels"), py::arg("kernel_size"), py::arg("stride") = 1, py::arg("padding_left") = 0,
-        py::arg("padding_right") = 0, py::arg("dilation") = 1, py::arg("groups") = 1);
+  m.def(
+      "plan", torch::wrap_pybind_function(&plan), "The kernels' plan for a problem with contiguous operands.",
+      py::arg("op"), py::arg("dtype"), py::kw_only(), py::arg("batch"), py::arg("in_channels"), py::arg("in_length"),
+      py::arg("out_channels"), py::arg("kernel_size"), py::arg("stride") = 1, py::arg("padding_left") = 0,
+      py::arg("padding_right") = 0, py::arg("dilation") = 1, py::arg("groups") = 1);
 }

@@ -131,12 +131,15 @@ def test_rotation_outgrows_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
-def test_onnx_model_computes_the_layer(padding_mode: str) -> None:
-    reference = pytest.importorskip("onnx.reference")
+@pytest.mark.parametrize("peer", ["onnxruntime", "openvino"])
+def test_peer_computes_the_layer(peer: str, padding_mode: str) -> None:
+    if missing := peers.missing_packages(peer):
+        pytest.skip(f"not installed: {missing}")
     layer = Layer("a", "none", 2, 4, 9, 6, 3, 2, padding=2, dilation=2, groups=2, padding_mode=padding_mode)
-    module, input = layer.module("cpu", torch.float32), torch.randn(layer.input_shape)
-    (output,) = reference.ReferenceEvaluator(peers._onnx_model(module, input)).run(None, {"input": input.numpy()})
-    torch.testing.assert_close(torch.from_numpy(output), module(input))
+    module, inputs = layer.module("cpu", torch.float32), [torch.randn(layer.input_shape) for _ in range(2)]
+    engine = peers.peer_forward(peer, module, inputs, threads=1)
+    for i, input in enumerate(inputs):
+        torch.testing.assert_close(torch.from_numpy(engine(i)), module(input))
 
 
 def test_public_layers_are_valid() -> None:

@@ -44,7 +44,7 @@ def test_upper_layers_do_not_know_backends(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in KERNEL_FILES if "plan" not in p.name], ids=relative)
 def test_kernels_use_no_standard_templates(path: Path) -> None:
     """An inline std:: function compiled for AVX-512 may be the copy that the linker keeps for the whole process."""
-    assert set(i for i in includes(path) if "/" not in i and i != "problem.h") <= {"immintrin.h", "cstdint"}
+    assert {i for i in includes(path) if "/" not in i and i != "problem.h"} <= {"immintrin.h", "cstdint"}
 
 
 def test_python_imports_point_one_way() -> None:

@@ -51,9 +51,7 @@ struct BackwardInputPanel {
   int64_t residue(int64_t tap_class) const {
     return offset(tap_class) * problem.stride - problem.padding_left + tap_class * problem.dilation;
   }
-  int64_t taps_of(int64_t tap_class) const {
-    return ceil_div(problem.kernel_size - tap_class, plan.panel_phases);
-  }
+  int64_t taps_of(int64_t tap_class) const { return ceil_div(problem.kernel_size - tap_class, plan.panel_phases); }
   // Classes from `first` on which read the same positions: they share the tile. Rows are numbered segment by segment.
   struct Segment {
     int64_t class0, class1;
@@ -74,10 +72,9 @@ struct BackwardInputPanel {
       for (int64_t n = block.n0; n < block.n1; ++n, dst += plan.item_pitch) {
         const Storage* data = static_cast<const Storage*>(args.grad_output) + n * problem.output.batch +
                               (block.group * out_per_group + oc) * problem.output.channel;
-        const int64_t width = n + 1 < block.n1 ? plan.item_pitch
-                                               : plan.panel_width - (n - block.n0) * plan.item_pitch;
-        pack_row<Storage>({data, problem.output.position, problem.out_length, PaddingMode::kZeros}, start, 1, count,
-                          width, dst);
+        const int64_t width = n + 1 < block.n1 ? plan.item_pitch : plan.panel_width - (n - block.n0) * plan.item_pitch;
+        pack_row<Storage>(
+            {data, problem.output.position, problem.out_length, PaddingMode::kZeros}, start, 1, count, width, dst);
       }
     }
   }
@@ -117,10 +114,11 @@ struct BackwardInputPanel {
     tile.columns = block.columns;
     const int64_t tiles = ceil_div(row1 - row0, kTileRows);
     for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t begin = row0 + part_begin(row1 - row0, tiles, i), end = row0 + part_begin(row1 - row0, tiles, i + 1);
+      const int64_t begin = row0 + part_begin(row1 - row0, tiles, i),
+                    end = row0 + part_begin(row1 - row0, tiles, i + 1);
       for (int64_t row = begin; row < end; ++row) {
-        weight_row[row - begin] = channel_of(segment, row) * problem.weight.in_channel +
-                                  class_of(segment, row) * problem.weight.tap;
+        weight_row[row - begin] =
+            channel_of(segment, row) * problem.weight.in_channel + class_of(segment, row) * problem.weight.tap;
       }
       tile.c_row = round_up(block.columns, Vec<T>::kLanes);
       tile.c = results + (begin - row0) * tile.c_row;
@@ -131,8 +129,9 @@ struct BackwardInputPanel {
         }
       }
       if (plan.pack_weight) {
-        pack_weight(weight, weight_row, end - begin, tile.channels, problem.weight.out_channel, tile.taps,
-                    plan.panel_phases * problem.weight.tap, packed_weight);
+        pack_weight(
+            weight, weight_row, end - begin, tile.channels, problem.weight.out_channel, tile.taps,
+            plan.panel_phases * problem.weight.tap, packed_weight);
         tile.a = packed_weight;
         run_rows<T, true>(tile, end - begin);
       } else if constexpr (kStoredAsComputed<Storage>) {
@@ -154,8 +153,9 @@ struct BackwardInputPanel {
         if (block.edges) {
           fold_edges(block, rest, src, dst);
         } else {
-          store_row(problem, src, count, dst + (block.j0 * problem.stride + rest) * problem.input.position,
-                    problem.stride * problem.input.position);
+          store_row(
+              problem, src, count, dst + (block.j0 * problem.stride + rest) * problem.input.position,
+              problem.stride * problem.input.position);
         }
       }
     }

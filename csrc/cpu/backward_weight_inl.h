@@ -48,8 +48,9 @@ struct BackwardWeightPanel {
         for (int64_t n = n0; n < n1; ++n, dst += plan.item_pitch) {
           const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
                                 (block.group * in_per_group + ic) * problem.input.channel;
-          pack_row<Storage>({data, problem.input.position, problem.in_length, problem.padding_mode}, start,
-                            problem.stride, count, count, dst);
+          pack_row<Storage>(
+              {data, problem.input.position, problem.in_length, problem.padding_mode}, start, problem.stride, count,
+              count, dst);
         }
       }
     }
@@ -75,8 +76,9 @@ struct BackwardWeightPanel {
         transpose(src, problem.output.channel, block.oc1 - block.oc0, positions, dst, block.columns);
       } else {
         for (int64_t t = 0; t < positions; ++t) {
-          copy_row(src + t * problem.output.position, problem.output.channel, block.oc1 - block.oc0,
-                   dst + t * block.columns);
+          copy_row(
+              src + t * problem.output.position, problem.output.channel, block.oc1 - block.oc0,
+              dst + t * block.columns);
         }
       }
     }
@@ -106,11 +108,12 @@ struct BackwardWeightPanel {
 
   void add_dot_products(const Block& block, int64_t n, int64_t t0, int64_t t1) {
     for (int64_t oc = block.oc0; oc < block.oc1; ++oc) {
-      copy_row(grad_row(block, n, oc, t0), problem.output.position, t1 - t0,
-               grad + (oc - block.oc0) * plan.position_block);
+      copy_row(
+          grad_row(block, n, oc, t0), problem.output.position, t1 - t0, grad + (oc - block.oc0) * plan.position_block);
     }
-    run_dots(Dots<T, T>{panel, row_offset, grad, plan.position_block, t1 - t0, results, block.columns, 1},
-             block.rows(), block.columns);
+    run_dots(
+        Dots<T, T>{panel, row_offset, grad, plan.position_block, t1 - t0, results, block.columns, 1}, block.rows(),
+        block.columns);
   }
 
   // The part of the sum that belongs to a chunk, in the order of batch blocks and positions.
@@ -133,7 +136,8 @@ struct BackwardWeightPanel {
     store_results(block, chunk);
   }
 
-  // results[in_channel, tap][out_channel] to the weights' own order, or to the chunk's partial sums in the standard one.
+  // results[in_channel, tap][out_channel] to the weights' own order, or to the chunk's partial sums in the standard
+  // one.
   void store_results(const Block& block, int64_t chunk) {
     const int64_t channel = block.group * out_per_group + block.oc0;
     if (plan.reduction_chunks > 1) {
@@ -192,8 +196,8 @@ void backward_weight_panel(
     block.oc1 = min_of(block.oc0 + plan.out_block, kernel.out_per_group);
     index /= out_blocks;
     block.group = index % problem.groups;
-    block.columns = plan.algorithm == Algorithm::kDot ? block.oc1 - block.oc0
-                                                      : round_up(block.oc1 - block.oc0, kernel.kLanes);
+    block.columns =
+        plan.algorithm == Algorithm::kDot ? block.oc1 - block.oc0 : round_up(block.oc1 - block.oc0, kernel.kLanes);
     kernel.compute(block, index / problem.groups);
   }
 }
@@ -213,10 +217,11 @@ void backward_weight_sum(
         for (int64_t chunk = 0; chunk < plan.reduction_chunks; ++chunk) {
           total += partial[chunk * problem.out_channels * per_channel];
         }
-        store_row(problem, &total, 1,
-                  static_cast<Storage*>(args.grad_weight) + oc * problem.weight.out_channel +
-                      ic * problem.weight.in_channel + k * problem.weight.tap,
-                  problem.weight.tap);
+        store_row(
+            problem, &total, 1,
+            static_cast<Storage*>(args.grad_weight) + oc * problem.weight.out_channel + ic * problem.weight.in_channel +
+                k * problem.weight.tap,
+            problem.weight.tap);
       }
     }
   }
@@ -242,8 +247,8 @@ T sum_row(const T* row, int64_t count) {
   return sum(sums[0]);
 }
 
-// Work units: output channels. Each is summed in blocks, in order, and the blocks in double: long sums of one sign would
-// lose digits in float.
+// Work units: output channels. Each is summed in blocks, in order, and the blocks in double: long sums of one sign
+// would lose digits in float.
 template <class Storage>
 void backward_bias(const Conv1dProblem& problem, const BackwardBiasArgs& args, int64_t begin, int64_t end) {
   using T = Acc<Storage>;

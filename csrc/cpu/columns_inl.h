@@ -24,9 +24,10 @@ void forward_columns(
       for (int64_t ic = ic0; ic < ic1; ++ic) {
         const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
                               (group * in_per_group + ic) * problem.input.channel;
-        pack_row<Storage>({data, problem.input.position, problem.in_length, problem.padding_mode},
-                          t * problem.stride - problem.padding_left, problem.dilation, problem.kernel_size,
-                          problem.kernel_size, columns + (q - q0) * pitch + (ic - ic0) * problem.kernel_size);
+        pack_row<Storage>(
+            {data, problem.input.position, problem.in_length, problem.padding_mode},
+            t * problem.stride - problem.padding_left, problem.dilation, problem.kernel_size, problem.kernel_size,
+            columns + (q - q0) * pitch + (ic - ic0) * problem.kernel_size);
       }
     }
   };
@@ -51,10 +52,11 @@ void forward_columns(
       for (int64_t ic = 0; ic < in_per_group; ic += plan.channel_block) {
         const int64_t ic_end = min_of(ic + plan.channel_block, in_per_group);
         if (!whole) fill_columns(group, q0, q1, ic, ic_end);
-        run_dots(Dots<Storage, T>{static_cast<const Storage*>(args.weight) + ic * problem.weight.in_channel,
-                                  weight_row, columns, pitch, (ic_end - ic) * problem.kernel_size, results,
-                                  plan.position_block, 1},
-                 oc1 - oc0, q1 - q0);
+        run_dots(
+            Dots<Storage, T>{
+                static_cast<const Storage*>(args.weight) + ic * problem.weight.in_channel, weight_row, columns, pitch,
+                (ic_end - ic) * problem.kernel_size, results, plan.position_block, 1},
+            oc1 - oc0, q1 - q0);
       }
       for (int64_t oc = oc0; oc < oc1; ++oc) {
         for (int64_t q = q0; q < q1; ++q) {

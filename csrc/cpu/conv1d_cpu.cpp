@@ -101,8 +101,9 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardWeightArg
 }
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, const BackwardBiasArgs& args) {
-  for_ranges(problem.out_channels, double(problem.batch) * problem.out_channels * problem.out_length,
-             [&](int64_t begin, int64_t end) { kernels.run.backward_bias(problem, args, begin, end); });
+  for_ranges(
+      problem.out_channels, double(problem.batch) * problem.out_channels * problem.out_length,
+      [&](int64_t begin, int64_t end) { kernels.run.backward_bias(problem, args, begin, end); });
 }
 
 TensorStrides strides(const at::Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2)}; }
@@ -149,9 +150,18 @@ at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options)
   return result;
 }
 
+// What torch takes for a weight in channels-last order: at::Tensor::suggest_memory_format of the weight as an image of
+// height 1, without the cost of that view, which shows in small layers.
+bool is_channels_last(const at::Tensor& weight) {
+  const int64_t channels = weight.size(1), taps = weight.size(2);
+  const int64_t channel = weight.stride(1), tap = weight.stride(2);
+  return channels * taps > 1 && channel > 0 && tap >= channel * channels && tap * taps != channel &&
+         weight.stride(0) >= tap * taps;
+}
+
 // torch's convolutions follow the memory format of the weight, but for an empty batch.
 at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options, const at::Tensor& weight) {
-  if (sizes[0] > 0 && weight.unsqueeze(2).suggest_memory_format() == at::MemoryFormat::ChannelsLast) {
+  if (sizes[0] > 0 && is_channels_last(weight)) {
     return empty_result({sizes[0], sizes[2], sizes[1]}, options).transpose(1, 2);
   }
   return empty_result(sizes, options);
@@ -163,7 +173,8 @@ at::Tensor conv1d_cpu(
   if (!covered(input, weight)) return fallback::conv1d(geometry, input, weight, bias);
   Conv1dProblem problem = check_conv1d(geometry, input, weight, bias);
   if (problem.in_channels == 0) return fallback::conv1d(geometry, input, weight, bias);
-  const at::Tensor output = empty_result({problem.batch, problem.out_channels, problem.out_length}, input.options(), weight);
+  const at::Tensor output =
+      empty_result({problem.batch, problem.out_channels, problem.out_length}, input.options(), weight);
   problem.input = strides(input);
   problem.output = strides(output);
   problem.weight = weight_strides(weight);
@@ -172,8 +183,9 @@ at::Tensor conv1d_cpu(
   if (!input.is_complex()) {
     const at::Tensor bias_row = bias.has_value() && bias->defined() ? bias->contiguous() : at::Tensor();
     run(kernels, problem,
-        ForwardArgs{input.const_data_ptr(), weight.const_data_ptr(),
-                    bias_row.defined() ? bias_row.const_data_ptr() : nullptr, output.mutable_data_ptr()});
+        ForwardArgs{
+            input.const_data_ptr(), weight.const_data_ptr(), bias_row.defined() ? bias_row.const_data_ptr() : nullptr,
+            output.mutable_data_ptr()});
     return output;
   }
   const at::Tensor bias_parts =  // [2, C_out]
@@ -183,8 +195,9 @@ at::Tensor conv1d_cpu(
     at::Tensor bias_row;
     if (bias_parts.defined() && !real.accumulate) bias_row = real.negate ? -bias_parts[out_part] : bias_parts[out_part];
     run(kernels, real,
-        ForwardArgs{part(input, in_part), part(weight, weight_part),
-                    bias_row.defined() ? bias_row.const_data_ptr() : nullptr, mutable_part(output, out_part)});
+        ForwardArgs{
+            part(input, in_part), part(weight, weight_part), bias_row.defined() ? bias_row.const_data_ptr() : nullptr,
+            mutable_part(output, out_part)});
   });
   return output;
 }
@@ -207,10 +220,12 @@ at::Tensor conv1d_backward_input_cpu(
         BackwardInputArgs{grad_output.const_data_ptr(), weight.const_data_ptr(), grad_input.mutable_data_ptr()});
     return grad_input;
   }
-  multiply_parts(problem, grad_output, weight, [&](const Conv1dProblem& real, int grad_part, int weight_part, int part_) {
-    run(kernels, real,
-        BackwardInputArgs{part(grad_output, grad_part), part(weight, weight_part), mutable_part(grad_input, part_)});
-  });
+  multiply_parts(
+      problem, grad_output, weight, [&](const Conv1dProblem& real, int grad_part, int weight_part, int part_) {
+        run(kernels, real,
+            BackwardInputArgs{
+                part(grad_output, grad_part), part(weight, weight_part), mutable_part(grad_input, part_)});
+      });
   return grad_input;
 }
 
@@ -227,14 +242,14 @@ at::Tensor conv1d_backward_weight_cpu(
   const Kernels kernels = kernels_for(at::toRealValueType(input.scalar_type()));
   if (!input.is_complex()) {
     run(kernels, problem,
-        BackwardWeightArgs{grad_output.const_data_ptr(), input.const_data_ptr(), grad_weight.mutable_data_ptr(),
-                           nullptr});
+        BackwardWeightArgs{
+            grad_output.const_data_ptr(), input.const_data_ptr(), grad_weight.mutable_data_ptr(), nullptr});
     return grad_weight;
   }
   multiply_parts(problem, grad_output, input, [&](const Conv1dProblem& real, int grad_part, int in_part, int part_) {
     run(kernels, real,
-        BackwardWeightArgs{part(grad_output, grad_part), part(input, in_part), mutable_part(grad_weight, part_),
-                           nullptr});
+        BackwardWeightArgs{
+            part(grad_output, grad_part), part(input, in_part), mutable_part(grad_weight, part_), nullptr});
   });
   return grad_weight;
 }

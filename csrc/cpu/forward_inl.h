@@ -48,13 +48,14 @@ struct ForwardPanel {
         const int64_t count = block.t1 - block.t0 + (k1 - k0 - 1 - phase) / plan.panel_phases * plan.phase_shift;
         for (int64_t n = block.n0; n < block.n1; ++n, dst += plan.item_pitch) {
           const int64_t channel = block.group * in_per_group + ic;
-          const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
-                                channel * problem.input.channel;
+          const Storage* data =
+              static_cast<const Storage*>(args.input) + n * problem.input.batch + channel * problem.input.channel;
           // Rows are read in whole vectors: the last item fills what is left of its row.
-          const int64_t width = n + 1 < block.n1 ? plan.item_pitch
-                                                 : plan.panel_width - (n - block.n0) * plan.item_pitch;
-          pack_row<Storage>({data, problem.input.position, problem.in_length, problem.padding_mode}, start,
-                            problem.stride, count, width, dst);
+          const int64_t width =
+              n + 1 < block.n1 ? plan.item_pitch : plan.panel_width - (n - block.n0) * plan.item_pitch;
+          pack_row<Storage>(
+              {data, problem.input.position, problem.in_length, problem.padding_mode}, start, problem.stride, count,
+              width, dst);
         }
       }
     }
@@ -63,8 +64,8 @@ struct ForwardPanel {
   // Adds taps [k0, k1) of input channels [ic0, ic1) to output channels [oc0, oc1) of the group.
   void run(const Block& block, int64_t oc0, int64_t oc1, int64_t ic0, int64_t ic1, int64_t k0, int64_t k1) {
     const Storage* weight = static_cast<const Storage*>(args.weight) +
-                            block.group * out_per_group * problem.weight.out_channel +
-                            ic0 * problem.weight.in_channel + k0 * problem.weight.tap;
+                            block.group * out_per_group * problem.weight.out_channel + ic0 * problem.weight.in_channel +
+                            k0 * problem.weight.tap;
     const bool first = ic0 == 0 && k0 == 0;
     T init[kTileRows];
     int64_t weight_row[kTileRows];
@@ -95,8 +96,9 @@ struct ForwardPanel {
         }
       }
       if (plan.pack_weight) {
-        pack_weight(weight, weight_row, end - begin, tile.channels, problem.weight.in_channel, tile.taps,
-                    problem.weight.tap, packed_weight);
+        pack_weight(
+            weight, weight_row, end - begin, tile.channels, problem.weight.in_channel, tile.taps, problem.weight.tap,
+            packed_weight);
         tile.a = packed_weight;
         run_rows<T, true>(tile, end - begin);
       } else if constexpr (kStoredAsComputed<Storage>) {
@@ -110,8 +112,9 @@ struct ForwardPanel {
     const int64_t pitch = round_up(block.columns, Vec<T>::kLanes);
     for (int64_t oc = oc0; oc < oc1; ++oc) {
       for (int64_t n = block.n0; n < block.n1; ++n) {
-        store_row(problem, results + (oc - oc0) * pitch + (n - block.n0) * plan.item_pitch, block.t1 - block.t0,
-                  output_row(block, n, oc), problem.output.position);
+        store_row(
+            problem, results + (oc - oc0) * pitch + (n - block.n0) * plan.item_pitch, block.t1 - block.t0,
+            output_row(block, n, oc), problem.output.position);
       }
     }
   }
@@ -162,8 +165,9 @@ void forward_panel(
     block.t0 = block_begin(problem.out_length, lanes, plan.position_blocks, i);
     block.t1 = block_begin(problem.out_length, lanes, plan.position_blocks, i + 1);
     block.columns = (block.n1 - block.n0 - 1) * plan.item_pitch + block.t1 - block.t0;
-    kernel.compute(block, part_begin(kernel.out_per_group, plan.out_tiles, tile0),
-                   part_begin(kernel.out_per_group, plan.out_tiles, tile1));
+    kernel.compute(
+        block, part_begin(kernel.out_per_group, plan.out_tiles, tile0),
+        part_begin(kernel.out_per_group, plan.out_tiles, tile1));
     unit += tile1 - tile0;
   }
 }

@@ -38,8 +38,8 @@ Isa choose_isa() {
   if (wish == nullptr || *wish == '\0') return best;
   Isa isa;
   if (!parse_isa(wish, &isa)) {
-    std::fprintf(stderr, "conv1d_ext: CONV1D_EXT_ISA='%s' is not portable, avx2 or avx512; using %s\n", wish,
-                 isa_name(best));
+    std::fprintf(
+        stderr, "conv1d_ext: CONV1D_EXT_ISA='%s' is not portable, avx2 or avx512; using %s\n", wish, isa_name(best));
   } else if (!isa_supported(isa)) {
     std::fprintf(stderr, "conv1d_ext: this CPU or build has no %s; using %s\n", wish, isa_name(best));
   } else {

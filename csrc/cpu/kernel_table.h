@@ -45,8 +45,7 @@ struct KernelSet {
   void (*backward_weight)(
       const Conv1dProblem&, const Plan&, const BackwardWeightArgs&, void* scratch, int64_t begin, int64_t end);
   // Second pass of backward_weight, where plan.reduction_chunks > 1: adds the partial sums, in their order.
-  void (*backward_weight_sum)(
-      const Conv1dProblem&, const Plan&, const BackwardWeightArgs&, int64_t begin, int64_t end);
+  void (*backward_weight_sum)(const Conv1dProblem&, const Plan&, const BackwardWeightArgs&, int64_t begin, int64_t end);
   void (*backward_bias)(const Conv1dProblem&, const BackwardBiasArgs&, int64_t begin, int64_t end);
 };
 

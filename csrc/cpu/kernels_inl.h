@@ -28,22 +28,24 @@ void forward(
 
 template <class Storage>
 constexpr KernelSet kernel_set() {
-  return {forward<Storage>,
-          backward_input_panel<Storage>,
-          backward_input_edges<Storage>,
-          backward_weight_panel<Storage>,
-          backward_weight_sum<Storage>,
-          backward_bias<Storage>};
+  return {
+      forward<Storage>,
+      backward_input_panel<Storage>,
+      backward_input_edges<Storage>,
+      backward_weight_panel<Storage>,
+      backward_weight_sum<Storage>,
+      backward_bias<Storage>};
 }
 
 constexpr KernelTable make_kernel_table() {
-  return {kernel_set<float>(),
-          kernel_set<double>(),
-          kernel_set<BFloat16>(),
-          kernel_set<Float16>(),
-          {F32::kLanes, kTileRows, kTileAccumulators},
-          {F64::kLanes, kTileRows, kTileAccumulators},
-          run_fmas};
+  return {
+      kernel_set<float>(),
+      kernel_set<double>(),
+      kernel_set<BFloat16>(),
+      kernel_set<Float16>(),
+      {F32::kLanes, kTileRows, kTileAccumulators},
+      {F64::kLanes, kTileRows, kTileAccumulators},
+      run_fmas};
 }
 
 }  // namespace

@@ -85,9 +85,9 @@ void pack_row(const Row<Storage>& row, int64_t start, int64_t step, int64_t coun
   for (int64_t j = count; j < width; ++j) dst[j] = 0;
 }
 
-// dst[column * dst_stride + row] = src[row * src_stride + column], for row < rows and column < columns, in squares. What
-// a square writes too much of lies where a later one writes: at the start of the next column, or past the end of dst, by
-// up to kSquare elements. `kExact` writes nothing else, one by one where rows don't fill a square.
+// dst[column * dst_stride + row] = src[row * src_stride + column], for row < rows and column < columns, in squares.
+// What a square writes too much of lies where a later one writes: at the start of the next column, or past the end of
+// dst, by up to kSquare elements. `kExact` writes nothing else, one by one where rows don't fill a square.
 template <bool kExact = false, class Storage>
 void transpose(
     const Storage* src, int64_t src_stride, int64_t rows, int64_t columns, Acc<Storage>* dst, int64_t dst_stride) {
@@ -118,8 +118,8 @@ void transpose(
   }
 }
 
-// dst[(channel * taps + tap) * rows + row] = weight[row_offset[row] + channel * channel_stride + tap * tap_stride]; up to
-// kSquare elements behind are written, too.
+// dst[(channel * taps + tap) * rows + row] = weight[row_offset[row] + channel * channel_stride + tap * tap_stride]; up
+// to kSquare elements behind are written, too.
 template <class Storage>
 void pack_weight(
     const Storage* weight, const int64_t* row_offset, int64_t rows, int64_t channels, int64_t channel_stride,
@@ -142,8 +142,7 @@ void pack_weight(
 
 // Results to their tensor: dst[i * dst_stride] = (accumulate ? dst[...] : 0) + (negate ? -src[i] : src[i]).
 template <class Storage>
-void store_row(
-    const Conv1dProblem& problem, const Acc<Storage>* src, int64_t count, Storage* dst, int64_t dst_stride) {
+void store_row(const Conv1dProblem& problem, const Acc<Storage>* src, int64_t count, Storage* dst, int64_t dst_stride) {
   if (problem.accumulate || problem.negate) {
     for (int64_t i = 0; i < count; ++i) {
       const Acc<Storage> base = problem.accumulate ? widen(dst[i * dst_stride]) : Acc<Storage>{0};

@@ -17,8 +17,8 @@ int64_t balanced_block(int64_t total, int64_t limit, int64_t multiple) {
   return std::max<int64_t>(multiple, round_up(ceil_div(total, blocks), multiple));
 }
 
-// Tiles of columns per panel: each tile of weights is packed once for all of them. With 8, 12, 16 and 24 the input gradient
-// of a 512-channel layer of stride 2 ran at 58, 70, 62 and 66 GFLOP/s, others alike (benchmarks/NOTES.md).
+// Tiles of columns per panel: each tile of weights is packed once for all of them. With 8, 12, 16 and 24 the input
+// gradient of a 512-channel layer of stride 2 ran at 58, 70, 62 and 66 GFLOP/s, others alike (benchmarks/NOTES.md).
 constexpr int64_t kColumnTiles = 12;
 
 // FMAs per sum between its load and its store, from which on these are in the noise (2 memory accesses in 128).
@@ -50,7 +50,8 @@ struct Planner {
   }
 
   void finish(Plan& plan, int64_t tables) const {
-    plan.scratch_bytes = 64 * 8 + sizes.accumulate * (plan.panel_elements + plan.weight_elements + plan.result_elements) +
+    plan.scratch_bytes = 64 * 8 +
+                         sizes.accumulate * (plan.panel_elements + plan.weight_elements + plan.result_elements) +
                          tables * int64_t{sizeof(int64_t)};
   }
 
@@ -70,8 +71,8 @@ struct Planner {
       return block_channels * std::min(phases, plan.tap_block) *
              (plan.position_block + halo(plan.tap_block, phases, shift) + spread);
     };
-    // Too large for the cache: fewer channels, at the price of sums that come and go, as long as that is cheap; then fewer
-    // positions, down to 2 tiles; then fewer taps.
+    // Too large for the cache: fewer channels, at the price of sums that come and go, as long as that is cheap; then
+    // fewer positions, down to 2 tiles; then fewer taps.
     const int64_t enough_channels = ceil_div(kEnoughSteps, plan.tap_block);
     while (volume(std::min(channels, enough_channels)) > panel_budget && plan.position_block > 2 * tile_columns) {
       plan.position_block = balanced_block(length, plan.position_block - tile_columns, tile.lanes);
@@ -87,7 +88,8 @@ struct Planner {
       plan.item_pitch = length + halo(plan.tap_block, phases, shift) + spread;
       plan.batch_block = std::min(p.batch, ceil_div(4 * tile_columns, plan.item_pitch));
       while (plan.batch_block > 1 &&
-             plan.batch_block * plan.item_pitch * plan.channel_block * std::min(phases, plan.tap_block) > panel_budget) {
+             plan.batch_block * plan.item_pitch * plan.channel_block * std::min(phases, plan.tap_block) >
+                 panel_budget) {
         --plan.batch_block;
       }
       row = plan.batch_block * plan.item_pitch;
@@ -107,7 +109,8 @@ struct Planner {
     plan.out_tiles = ceil_div(rows, tile.rows);
     const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + plan.position_block;
     // Rows of results in a quarter of the L2 cache: the panel, where it is not whole, is filled again for each block.
-    plan.out_block = std::clamp<int64_t>(panel_budget / 2 / columns / tile.rows * tile.rows, std::min(rows, tile.rows), rows);
+    plan.out_block =
+        std::clamp<int64_t>(panel_budget / 2 / columns / tile.rows * tile.rows, std::min(rows, tile.rows), rows);
     // Weights are read where they are if that is only a few times.
     plan.pack_weight = !same_type || (rows > 1 && columns >= 4 * tile_columns);
     plan.weight_elements = plan.pack_weight ? tile.rows * plan.channel_block * plan.tap_block + 8 : 0;
@@ -119,17 +122,17 @@ struct Planner {
   Plan forward() const {
     Plan plan{};
     // Outputs that fill less than a vector, and weights that are read in their order.
-    if (p.out_length * 2 <= tile.lanes && in_per_group * p.kernel_size >= 4 * tile.lanes &&
-        p.weight.tap == 1 && p.weight.in_channel == p.kernel_size) {
+    if (p.out_length * 2 <= tile.lanes && in_per_group * p.kernel_size >= 4 * tile.lanes && p.weight.tap == 1 &&
+        p.weight.in_channel == p.kernel_size) {
       return forward_columns();
     }
     // A row per phase of the stride, or one per tap where that is less to copy: dilation beyond the block.
     const int64_t phases = std::min(period, p.kernel_size);
     const int64_t block = std::min(p.out_length, kColumnTiles * tile_columns);
-    const bool row_per_tap = p.kernel_size * block <
-                             phases * (block + halo(p.kernel_size, phases, period_shift));
-    panel_blocks(plan, in_per_group, out_per_group, p.out_length, p.kernel_size,
-                 row_per_tap ? p.kernel_size : phases, row_per_tap ? 0 : period_shift, 0);
+    const bool row_per_tap = p.kernel_size * block < phases * (block + halo(p.kernel_size, phases, period_shift));
+    panel_blocks(
+        plan, in_per_group, out_per_group, p.out_length, p.kernel_size, row_per_tap ? p.kernel_size : phases,
+        row_per_tap ? 0 : period_shift, 0);
     rows_and_units(plan, out_per_group, p.output.position, 1);
     return plan;
   }
@@ -159,8 +162,9 @@ struct Planner {
     const int64_t classes = std::min(period, p.kernel_size);
     // grad_output positions that the classes of taps lie apart: offset(0) - offset(classes - 1) of the kernel, at most.
     const int64_t spread = (classes - 1) * p.dilation / p.stride + 1;
-    panel_blocks(plan, out_per_group, in_per_group * classes, positions, ceil_div(p.kernel_size, period), 1,
-                 period_shift, spread);
+    panel_blocks(
+        plan, out_per_group, in_per_group * classes, positions, ceil_div(p.kernel_size, period), 1, period_shift,
+        spread);
     plan.panel_phases = period;
     rows_and_units(plan, in_per_group * classes, p.input.position, p.stride);
     if (p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0) {
@@ -202,8 +206,7 @@ struct Planner {
     plan.tap_block = balanced_block(p.kernel_size, plan.tap_block, 1);
     plan.panel_width = row_width(row());
     plan.channel_block = balanced_block(
-        in_per_group,
-        std::min(sum_budget / columns / plan.tap_block, panel_budget / (phases() * plan.panel_width)), 1);
+        in_per_group, std::min(sum_budget / columns / plan.tap_block, panel_budget / (phases() * plan.panel_width)), 1);
     plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width + 64;
     plan.weight_elements = plan.batch_block * plan.position_block * columns + 64;
     plan.result_elements = plan.channel_block * plan.tap_block * columns;
@@ -219,10 +222,9 @@ struct Planner {
     plan.reduction_chunks = blocks >= 16 ? 1 : std::max<int64_t>(1, wanted);
     plan.out_tiles = 1;
     plan.units = plan.reduction_chunks * blocks;
-    plan.partial_bytes =
-        plan.reduction_chunks == 1
-            ? 0
-            : plan.reduction_chunks * p.out_channels * in_per_group * p.kernel_size * sizes.accumulate;
+    plan.partial_bytes = plan.reduction_chunks == 1
+                             ? 0
+                             : plan.reduction_chunks * p.out_channels * in_per_group * p.kernel_size * sizes.accumulate;
     finish(plan, plan.channel_block * plan.tap_block + 2 * plan.position_block);
     return plan;
   }
@@ -234,8 +236,8 @@ int64_t cache_size(int name, int64_t fallback) {
 }
 
 CacheSizes& chosen_cache_sizes() {
-  static CacheSizes sizes{cache_size(_SC_LEVEL1_DCACHE_SIZE, CacheSizes{}.l1),
-                          cache_size(_SC_LEVEL2_CACHE_SIZE, CacheSizes{}.l2)};
+  static CacheSizes sizes{
+      cache_size(_SC_LEVEL1_DCACHE_SIZE, CacheSizes{}.l1), cache_size(_SC_LEVEL2_CACHE_SIZE, CacheSizes{}.l2)};
   return sizes;
 }
 

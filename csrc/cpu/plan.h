@@ -30,17 +30,17 @@ const char* algorithm_name(Algorithm algorithm);
 
 struct Plan {
   Algorithm algorithm;
-  int64_t batch_block;     // batch items side by side in one panel
-  int64_t position_block;  // positions per panel and batch item
-  int64_t out_block;       // output channels per block of results
-  int64_t channel_block;   // channels per panel
-  int64_t tap_block;       // taps per panel
-  int64_t panel_phases;    // rows of the panel per channel: tap k reads row k % panel_phases, shifted
-  int64_t phase_shift;     // ... by k / panel_phases * phase_shift positions
-  int64_t panel_width;     // elements from row to row
-  int64_t item_pitch;      // elements from batch item to batch item in a row
-  bool pack_weight;        // copy a tile's weights in the order of their use, in the accumulation type
-  bool direct;             // sums are kept in the result itself, not in scratch memory
+  int64_t batch_block;       // batch items side by side in one panel
+  int64_t position_block;    // positions per panel and batch item
+  int64_t out_block;         // output channels per block of results
+  int64_t channel_block;     // channels per panel
+  int64_t tap_block;         // taps per panel
+  int64_t panel_phases;      // rows of the panel per channel: tap k reads row k % panel_phases, shifted
+  int64_t phase_shift;       // ... by k / panel_phases * phase_shift positions
+  int64_t panel_width;       // elements from row to row
+  int64_t item_pitch;        // elements from batch item to batch item in a row
+  bool pack_weight;          // copy a tile's weights in the order of their use, in the accumulation type
+  bool direct;               // sums are kept in the result itself, not in scratch memory
   int64_t reduction_chunks;  // backward_weight: parts of the sum over batch and positions, summed up at the end
 
   // Scratch memory of a thread, in elements of the accumulation type.
@@ -69,7 +69,7 @@ struct ElementSizes {
 struct CacheSizes {
   int64_t l1 = 32 << 10, l2 = 1 << 20;  // data bytes per core
 };
-CacheSizes cache_sizes();  // of this machine; read once
+CacheSizes cache_sizes();                // of this machine; read once
 void set_cache_sizes(CacheSizes sizes);  // for tests, of blocks that real caches would only need for large problems
 
 Plan make_plan(Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache);

@@ -77,7 +77,9 @@ inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }  
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // First index of part i when `total` things are dealt into `parts` parts whose sizes differ by one at most.
-inline int64_t part_begin(int64_t total, int64_t parts, int64_t i) { return total / parts * i + min_of(i, total % parts); }
+inline int64_t part_begin(int64_t total, int64_t parts, int64_t i) {
+  return total / parts * i + min_of(i, total % parts);
+}
 
 // The same for positions, in whole vectors.
 inline int64_t block_begin(int64_t positions, int64_t lanes, int64_t blocks, int64_t i) {

@@ -46,9 +46,7 @@ inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline F64 load(const double* p) { return {_mm512_loadu_pd(p)}; }
 inline F32 widen_bf16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
 inline F32 load(const BFloat16* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-inline F32 load(const Float16* p) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-}
+inline F32 load(const Float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 
 // The first n lanes, 0 <= n < kLanes; the others are zero and their memory is not touched.
 inline F32 load_partial(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first16(n), p)}; }
