@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         layers = [layer for path in options.layers for layer in load(path) if _is_chosen(layer, options.filter)]
     except (OSError, ValueError, TypeError) as error:
         parser.error(f"--layers: {error}")
+    if not layers:
+        parser.error(f"no layer has one of {options.filter} in its name")
     console = Console()
     console.print(", ".join(f"{key} {value}" for key, value in machine().items() if value), highlight=False)
     warn_if_busy(console)

@@ -58,7 +58,7 @@ def _draw_roofline(axes: Axes, results: Sequence[Result]) -> None:
     bandwidth = median(result.bandwidth for result in results) / 1e9
     peaks = [result.peak / 1e9 for result in results if result.peak is not None]
     label = f"{bandwidth:.0f} GB/s" + (f", {median(peaks):.0f} GFLOP/s" if peaks else "")
-    roof = np.geomspace(min(intensities) / 2, max(intensities) * 2)
+    roof = np.geomspace(min(intensities) / 2, max(intensities) * 2, 500)
     axes.plot(roof, np.minimum(roof * bandwidth, median(peaks) if peaks else np.inf), "--", color="C3", label=label)
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
     axes.grid(alpha=0.3)

@@ -130,8 +130,13 @@ def test_rotation_outgrows_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(workload.rotation(torch.zeros(5000))) == 1
 
 
-@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
-@pytest.mark.parametrize("peer", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("peer", "padding_mode"),
+    [
+        *itertools.product(["onnxruntime", "openvino"], ["zeros", "reflect", "replicate"]),
+        ("onnxruntime", "circular"),  # OpenVINO has none
+    ],
+)
 def test_peer_computes_the_layer(peer: str, padding_mode: str) -> None:
     if missing := peers.missing_packages(peer):
         pytest.skip(f"not installed: {missing}")

@@ -133,10 +133,10 @@ struct BackwardInputPanel {
             weight, weight_row, end - begin, tile.channels, problem.weight.out_channel, tile.taps,
             plan.panel_phases * problem.weight.tap, packed_weight);
         tile.a = packed_weight;
-        run_rows<T, true>(tile, end - begin);
+        run_sums<T, true>(tile, end - begin);
       } else if constexpr (kStoredAsComputed<Storage>) {
         tile.a = weight;
-        run_rows<T, false>(tile, end - begin);
+        run_sums<T, false>(tile, end - begin);
       }
     }
   }

@@ -62,7 +62,6 @@ struct Planner {
       int64_t spread) const {
     // Long rows where few sums are kept per column, so that a row costs little to begin.
     const int64_t limit = rows < tile.rows ? 2048 : kColumnTiles * tile_columns;
-    plan.panel_phases = phases;
     plan.phase_shift = shift;
     plan.position_block = balanced_block(length, limit, tile.lanes);
     plan.channel_block = channels;
@@ -79,6 +78,7 @@ struct Planner {
     }
     while (volume(1) > panel_budget && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
     plan.channel_block = balanced_block(channels, panel_budget / volume(1), 1);
+    plan.panel_phases = std::min(phases, plan.tap_block);
     plan.position_blocks = ceil_div(length, plan.position_block);
     plan.batch_block = 1;
     int64_t row = plan.position_block + halo(plan.tap_block, phases, shift) + spread;
@@ -96,7 +96,7 @@ struct Planner {
     }
     // Whole vectors are read at every shift.
     plan.panel_width = row_width(row + tile.lanes);
-    plan.panel_elements = plan.channel_block * std::min(phases, plan.tap_block) * plan.panel_width + 64;
+    plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width + 64;
   }
 
   // What the forward and the input gradient have in common: weights, results and work units over tiles of rows.
@@ -177,7 +177,6 @@ struct Planner {
     Plan plan{};
     const bool dot = out_per_group * 4 <= tile.lanes;
     plan.algorithm = dot ? Algorithm::kDot : Algorithm::kPanel;
-    plan.panel_phases = std::min(period, p.kernel_size);
     plan.phase_shift = period_shift;
     plan.direct = false;
     plan.pack_weight = true;
@@ -197,17 +196,18 @@ struct Planner {
     // Short outputs: several batch items between two visits of a sum.
     plan.batch_block = dot ? 1 : std::clamp<int64_t>(limit / p.out_length, 1, std::max<int64_t>(1, p.batch));
     plan.tap_block = std::min(p.kernel_size, std::max<int64_t>(1, sum_budget / columns));
-    const auto phases = [&] { return std::min(plan.panel_phases, plan.tap_block); };
-    const auto row = [&] {
-      plan.item_pitch = plan.position_block + halo(plan.tap_block, phases(), plan.phase_shift);
-      return plan.batch_block * plan.item_pitch;
+    const auto channel_elements = [&] {  // of the panel
+      plan.panel_phases = std::min({period, p.kernel_size, plan.tap_block});
+      plan.item_pitch = plan.position_block + halo(plan.tap_block, plan.panel_phases, plan.phase_shift);
+      plan.panel_width = row_width(plan.batch_block * plan.item_pitch);
+      return plan.panel_phases * plan.panel_width;
     };
-    while (phases() * row() > panel_budget && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
+    while (channel_elements() > panel_budget && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
     plan.tap_block = balanced_block(p.kernel_size, plan.tap_block, 1);
-    plan.panel_width = row_width(row());
-    plan.channel_block = balanced_block(
-        in_per_group, std::min(sum_budget / columns / plan.tap_block, panel_budget / (phases() * plan.panel_width)), 1);
-    plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width + 64;
+    const int64_t channels =
+        std::min(sum_budget / columns / plan.tap_block, panel_budget / std::max<int64_t>(1, channel_elements()));
+    plan.channel_block = balanced_block(in_per_group, channels, 1);
+    plan.panel_elements = plan.channel_block * channel_elements() + 64;
     plan.weight_elements = plan.batch_block * plan.position_block * columns + 64;
     plan.result_elements = plan.channel_block * plan.tap_block * columns;
 

@@ -1,8 +1,7 @@
 // The register tile that does nearly all the arithmetic:
 //   c[row][column] = sum over channel, tap of a(row, channel, tap) * b[channel][tap][column]
-// a is broadcast, b is read in vectors, all sums stay in registers. Every sum is one chain over the channels and, in
-// each, the taps, continued from `c` or begun with `init`: no result depends on how rows and columns are dealt into
-// tiles, nor on how the channels are dealt into calls.
+// a is broadcast, b is read in vectors, all sums stay in registers. The terms are added in the order of channels and,
+// in each, taps, whichever tile a row or column falls into; long sums in parts, whose errors don't add up to as much.
 #pragma once
 
 namespace conv1d_ext {
@@ -34,7 +33,7 @@ struct Tile {
   int64_t b_channel;
   const int64_t* b_tap;
   int64_t channels, taps;
-  // c[row * c_row + column]; the sums begin with init[row], or with c where init is null.
+  // c[row * c_row + column]; the sums are added to init[row], or to c where init is null.
   T* c;
   int64_t c_row;
   const T* init;
@@ -48,17 +47,8 @@ void run_tile(const Tile<T>& tile) {
   Vec<T> acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    const T* c = tile.c + r * tile.c_row;
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      if (tile.init != nullptr) {
-        acc[r][v] = broadcast(tile.init[r]);
-      } else if (v + 1 < kVectors || tail == kLanes) {
-        acc[r][v] = load(c + v * kLanes);
-      } else {
-        acc[r][v] = load_partial(c + v * kLanes, tail);
-      }
-    }
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = broadcast(T{0});
   }
 
   const T* a_packed = tile.a;
@@ -89,12 +79,11 @@ void run_tile(const Tile<T>& tile) {
   for (int r = 0; r < kRows; ++r) {
     T* c = tile.c + r * tile.c_row;
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      if (v + 1 < kVectors || tail == kLanes) {
-        store(c + v * kLanes, acc[r][v]);
-      } else {
-        store_partial(c + v * kLanes, acc[r][v], tail);
-      }
+    for (int v = 0; v < kVectors; ++v, c += kLanes) {
+      const bool whole = v + 1 < kVectors || tail == kLanes;
+      const Vec<T> before = tile.init != nullptr ? broadcast(tile.init[r]) : whole ? load(c) : load_partial(c, tail);
+      const Vec<T> after = add(before, acc[r][v]);
+      whole ? store(c, after) : store_partial(c, after, tail);
     }
   }
 }
@@ -131,6 +120,31 @@ void run_rows(const Tile<T>& tile, int64_t rows) {
   if constexpr (kRows > 0) {
     if (rows == kRows) return run_row_tile<T, kPacked, kRows>(tile);
     run_rows<T, kPacked, kRows - 1>(tile, rows);
+  }
+}
+
+// Products in one part of a sum. The rounding errors of a part grow with its length; a load, an addition and a store
+// for every 256 FMAs of a sum cost about one percent.
+constexpr int64_t kLongestPart = 256;
+
+// All channels and taps, part by part.
+template <class T, bool kPacked>
+void run_sums(const Tile<T>& tile, int64_t rows) {
+  const int64_t parts = ceil_div(tile.channels * tile.taps, kLongestPart);
+  const int64_t channel_step = ceil_div(tile.channels, parts);
+  const int64_t tap_step = channel_step > 1 ? tile.taps : ceil_div(tile.taps, ceil_div(tile.taps, kLongestPart));
+  for (int64_t channel = 0; channel < tile.channels; channel += channel_step) {
+    for (int64_t tap = 0; tap < tile.taps; tap += tap_step) {
+      Tile<T> part = tile;
+      part.a += kPacked ? (channel * tile.taps + tap) * rows : channel * tile.a_channel;
+      part.a_tap += tap;
+      part.b += channel * tile.b_channel;
+      part.b_tap += tap;
+      part.channels = min_of(channel_step, tile.channels - channel);
+      part.taps = min_of(tap_step, tile.taps - tap);
+      if (channel + tap > 0) part.init = nullptr;
+      run_rows<T, kPacked>(part, rows);
+    }
   }
 }
 
