@@ -17,7 +17,7 @@ KERNEL_FILES = [
     *CSRC.glob("cpu/plan.*"),
     CSRC / "cpu/kernel_table.h",
 ]
-PYTHON_LAYERS = ["__init__", "convert", "modules", "functional", "_ops"]
+PYTHON_LAYERS = ["__init__", "convert", "modules", "functional", "_ops", "_vmap", "_fake"]
 
 
 def includes(path: Path) -> list[str]:
