@@ -12,15 +12,6 @@ from conv1d_ext import _C
 
 OPS = torch.ops.conv1d_ext
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex128]
-ISAS = _C.supported_isas()
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
 
 
 @pytest.fixture

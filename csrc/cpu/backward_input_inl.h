@@ -10,8 +10,10 @@ namespace conv1d_ext {
 namespace {
 
 template <class Storage>
-struct BackwardInputPanel {
+struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   using T = Acc<Storage>;
+  using PanelMemory<T>::panel, PanelMemory<T>::packed_weight, PanelMemory<T>::results;
+  using PanelMemory<T>::panel_tap, PanelMemory<T>::weight_tap;
   const Conv1dProblem& problem;
   const Plan& plan;
   const BackwardInputArgs& args;
@@ -19,8 +21,6 @@ struct BackwardInputPanel {
   const int64_t out_per_group = problem.out_channels / problem.groups;
   const int64_t classes = min_of(plan.panel_phases, problem.kernel_size);
   const int64_t taps_per_class = ceil_div(problem.kernel_size, plan.panel_phases);
-  T *panel, *packed_weight, *results;
-  int64_t *panel_tap, *weight_tap;
 
   // A block of inputs: batch items [n0, n1), a group, positions j * stride + residue with j in [j0, j1). `edges`: only
   // the padding positions among them, to be added to the positions that they repeat.
@@ -31,13 +31,7 @@ struct BackwardInputPanel {
   };
 
   BackwardInputPanel(const Conv1dProblem& p, const Plan& pl, const BackwardInputArgs& a, void* memory)
-      : problem(p), plan(pl), args(a) {
-    Scratch scratch{static_cast<char*>(memory)};
-    panel = scratch.take<T>(plan.panel_elements);
-    packed_weight = scratch.take<T>(plan.weight_elements);
-    results = scratch.take<T>(plan.result_elements);
-    panel_tap = scratch.take<int64_t>(plan.tap_block);
-    weight_tap = scratch.take<int64_t>(plan.tap_block);
+      : PanelMemory<T>(pl, memory), problem(p), plan(pl), args(a) {
     for (int64_t m = 0; m < plan.tap_block; ++m) {
       panel_tap[m] = -m * plan.phase_shift;
       weight_tap[m] = m * plan.panel_phases * problem.weight.tap;

@@ -9,15 +9,15 @@ namespace conv1d_ext {
 namespace {
 
 template <class Storage>
-struct ForwardPanel {
+struct ForwardPanel : PanelMemory<Acc<Storage>> {
   using T = Acc<Storage>;
+  using PanelMemory<T>::panel, PanelMemory<T>::packed_weight, PanelMemory<T>::results;
+  using PanelMemory<T>::panel_tap, PanelMemory<T>::weight_tap;
   const Conv1dProblem& problem;
   const Plan& plan;
   const ForwardArgs& args;
   const int64_t in_per_group = problem.in_channels / problem.groups;
   const int64_t out_per_group = problem.out_channels / problem.groups;
-  T *panel, *packed_weight, *results;
-  int64_t *panel_tap, *weight_tap;
 
   // A block of outputs: batch items [n0, n1), a group, positions [t0, t1).
   struct Block {
@@ -26,13 +26,7 @@ struct ForwardPanel {
   };
 
   ForwardPanel(const Conv1dProblem& p, const Plan& pl, const ForwardArgs& a, void* memory)
-      : problem(p), plan(pl), args(a) {
-    Scratch scratch{static_cast<char*>(memory)};
-    panel = scratch.take<T>(plan.panel_elements);
-    packed_weight = scratch.take<T>(plan.weight_elements);
-    results = scratch.take<T>(plan.result_elements);
-    panel_tap = scratch.take<int64_t>(plan.tap_block);
-    weight_tap = scratch.take<int64_t>(plan.tap_block);
+      : PanelMemory<T>(pl, memory), problem(p), plan(pl), args(a) {
     for (int64_t k = 0; k < plan.tap_block; ++k) {
       panel_tap[k] = k % plan.panel_phases * plan.panel_width + k / plan.panel_phases * plan.phase_shift;
       weight_tap[k] = k * problem.weight.tap;

@@ -17,6 +17,22 @@ struct Scratch {
   }
 };
 
+// A thread's memory for the operators whose register tile runs over a panel with packed or strided weights.
+template <class T>
+struct PanelMemory {
+  T *panel, *packed_weight, *results;
+  int64_t *panel_tap, *weight_tap;  // offsets by tap: Tile::b_tap, Tile::a_tap
+
+  PanelMemory(const Plan& plan, void* memory) {
+    Scratch scratch{static_cast<char*>(memory)};
+    panel = scratch.take<T>(plan.panel_elements);
+    packed_weight = scratch.take<T>(plan.weight_elements);
+    results = scratch.take<T>(plan.result_elements);
+    panel_tap = scratch.take<int64_t>(plan.tap_block);
+    weight_tap = scratch.take<int64_t>(plan.tap_block);
+  }
+};
+
 // One channel of one batch item.
 template <class Storage>
 struct Row {
