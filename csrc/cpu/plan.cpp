@@ -17,8 +17,9 @@ int64_t balanced_block(int64_t total, int64_t limit, int64_t multiple) {
   return std::max<int64_t>(multiple, round_up(ceil_div(total, blocks), multiple));
 }
 
-// Tiles of columns per panel: each tile of weights is packed once for all of them. With 8, 12, 16 and 24 the input
-// gradient of a 512-channel layer of stride 2 ran at 58, 70, 62 and 66 GFLOP/s, others alike (benchmarks/NOTES.md).
+// Tiles of columns per panel: each tile of weights is packed once for all of them. With 8, 12, 16 and 24, in one run on
+// a busy machine, the input gradient of a 512-channel layer of stride 2 ran at 45, 70, 50 and 56 GFLOP/s, and most
+// others changed less (benchmarks/NOTES.md).
 constexpr int64_t kColumnTiles = 12;
 
 // FMAs per sum between its load and its store, from which on these are in the noise (2 memory accesses in 128).
