@@ -13,7 +13,7 @@ template <class Storage>
 struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   using T = Acc<Storage>;
   using PanelMemory<T>::panel, PanelMemory<T>::packed_weight, PanelMemory<T>::results;
-  using PanelMemory<T>::panel_tap, PanelMemory<T>::weight_tap;
+  using PanelMemory<T>::panel_step, PanelMemory<T>::weight_step;
   const Conv1dProblem& problem;
   const Plan& plan;
   const BackwardInputArgs& args;
@@ -31,12 +31,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   };
 
   BackwardInputPanel(const Conv1dProblem& p, const Plan& pl, const BackwardInputArgs& a, void* memory)
-      : PanelMemory<T>(pl, memory), problem(p), plan(pl), args(a) {
-    for (int64_t m = 0; m < plan.tap_block; ++m) {
-      panel_tap[m] = -m * plan.phase_shift;
-      weight_tap[m] = m * plan.panel_phases * problem.weight.tap;
-    }
-  }
+      : PanelMemory<T>(pl, memory), problem(p), plan(pl), args(a) {}
 
   // The first tap of a class reads grad_output at j + offset(class), and its residue is the rest of that division.
   int64_t offset(int64_t tap_class) const {
@@ -94,16 +89,21 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     const bool first = oc0 == 0 && m0 == 0;
     const T zeros[kTileRows] = {};
     int64_t weight_row[kTileRows];
-    Tile<T> tile;
+    Sums<T> sums;
+    sums.channels = oc1 - oc0;
+    sums.taps = m1 - m0;
+    sums.a_channel = problem.weight.out_channel;
+    sums.b_channel = plan.panel_width;
+    this->set_steps(
+        plan, sums.channels, sums.taps, sums.b_channel, sums.a_channel,
+        [&](int64_t m) { return -m * plan.phase_shift; },
+        [&](int64_t m) { return m * plan.panel_phases * problem.weight.tap; });
+    Tile<T>& tile = sums.tile;
     tile.a_row = weight_row;
-    tile.a_channel = problem.weight.out_channel;
-    tile.a_tap = weight_tap;
+    tile.a_step = weight_step;
     tile.b = panel + offset(segment.class0) - m0 * plan.phase_shift -
              lowest_offset(min_of(m0 + plan.tap_block, taps_per_class));
-    tile.b_channel = plan.panel_width;
-    tile.b_tap = panel_tap;
-    tile.channels = oc1 - oc0;
-    tile.taps = m1 - m0;
+    tile.b_step = panel_step;
     tile.init = first ? zeros : nullptr;
     tile.columns = block.columns;
     const int64_t tiles = ceil_div(row1 - row0, kTileRows);
@@ -124,13 +124,13 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
       }
       if (plan.pack_weight) {
         pack_weight(
-            weight, weight_row, end - begin, tile.channels, problem.weight.out_channel, tile.taps,
+            weight, weight_row, end - begin, sums.channels, problem.weight.out_channel, sums.taps,
             plan.panel_phases * problem.weight.tap, packed_weight);
         tile.a = packed_weight;
-        run_sums<T, true>(tile, end - begin);
+        run_sums<T, true>(sums, end - begin);
       } else if constexpr (kStoredAsComputed<Storage>) {
         tile.a = weight;
-        run_sums<T, false>(tile, end - begin);
+        run_sums<T, false>(sums, end - begin);
       }
     }
   }

@@ -1,6 +1,7 @@
 // conv1d_backward_weight: for a block of weights, a sum over batch and positions of grad_output * padded input.
 // Panel: an outer product. Vectors lie along the output channels (grad_output transposed to [position][out_channel]),
-// rows are (in_channel, tap) pairs, broadcast from a panel of the input, where a tap is just another address.
+// rows are (in_channel, tap) pairs, broadcast from a panel of the input, where a tap or a position is just another
+// address.
 // Dot: where output channels are too few to fill a vector, vectors lie along the positions instead.
 #pragma once
 
@@ -17,8 +18,9 @@ struct BackwardWeightPanel {
   const int64_t in_per_group = problem.in_channels / problem.groups;
   const int64_t out_per_group = problem.out_channels / problem.groups;
   const int64_t batch_blocks = ceil_div(problem.batch, plan.batch_block);
+  const int64_t position_pitch = problem.stride / plan.panel_stride;  // elements from position to position in a row
   T *panel, *grad, *results;
-  int64_t *row_offset, *position_in_panel, *position_in_grad;
+  int64_t *row_offset, *panel_step, *grad_step;
 
   // A block of weights, all of one group.
   struct Block {
@@ -34,8 +36,18 @@ struct BackwardWeightPanel {
     grad = scratch.take<T>(plan.weight_elements);
     results = scratch.take<T>(plan.result_elements);
     row_offset = scratch.take<int64_t>(plan.channel_block * plan.tap_block);
-    position_in_panel = scratch.take<int64_t>(plan.position_block);
-    position_in_grad = scratch.take<int64_t>(plan.position_block);
+    panel_step = scratch.take<int64_t>(plan.step_table);
+    grad_step = scratch.take<int64_t>(plan.step_table);
+  }
+
+  void set_row_offsets(const Block& block) {
+    int64_t* offset = row_offset;
+    for (int64_t ic = 0; ic < block.ic1 - block.ic0; ++ic) {
+      for (int64_t k = 0; k < block.k1 - block.k0; ++k) {
+        *offset++ = (ic * plan.panel_phases + k % plan.panel_phases) * plan.panel_width +
+                    k / plan.panel_phases * plan.phase_shift;
+      }
+    }
   }
 
   void fill_panel(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
@@ -44,20 +56,16 @@ struct BackwardWeightPanel {
       for (int64_t phase = 0; phase < phases; ++phase) {
         T* dst = panel + ((ic - block.ic0) * plan.panel_phases + phase) * plan.panel_width;
         const int64_t start = t0 * problem.stride + (block.k0 + phase) * problem.dilation - problem.padding_left;
-        const int64_t count = t1 - t0 + (taps - 1 - phase) / plan.panel_phases * plan.phase_shift;
+        const int64_t count =
+            (t1 - t0 - 1) * position_pitch + 1 + (taps - 1 - phase) / plan.panel_phases * plan.phase_shift;
         for (int64_t n = n0; n < n1; ++n, dst += plan.item_pitch) {
           const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
                                 (block.group * in_per_group + ic) * problem.input.channel;
           pack_row<Storage>(
-              {data, problem.input.position, problem.in_length, problem.padding_mode}, start, problem.stride, count,
+              {data, problem.input.position, problem.in_length, problem.padding_mode}, start, plan.panel_stride, count,
               count, dst);
         }
       }
-    }
-    for (int64_t row = 0; row < block.rows(); ++row) {
-      const int64_t ic = row / taps, k = row % taps;
-      row_offset[row] = (ic * plan.panel_phases + k % plan.panel_phases) * plan.panel_width +
-                        k / plan.panel_phases * plan.phase_shift;
     }
   }
 
@@ -66,9 +74,9 @@ struct BackwardWeightPanel {
            (block.group * out_per_group + oc) * problem.output.channel + t * problem.output.position;
   }
 
-  // results[row][out_channel] += sum over the items and positions
-  void add_outer_products(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
-    const int64_t positions = t1 - t0, items = n1 - n0;
+  // grad[item][position][out_channel]
+  void fill_grad(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
+    const int64_t positions = t1 - t0;
     for (int64_t n = n0; n < n1; ++n) {
       T* dst = grad + (n - n0) * positions * block.columns;
       const Storage* src = grad_row(block, n, block.oc0, t0);
@@ -82,27 +90,41 @@ struct BackwardWeightPanel {
         }
       }
     }
-    for (int64_t t = 0; t < positions; ++t) {
-      position_in_panel[t] = t;
-      position_in_grad[t] = t * block.columns;
+  }
+
+  // results[row][out_channel] += sum over the items and positions; `first`: = instead of +=.
+  void add_outer_products(const Block& block, int64_t items, int64_t positions, bool first) {
+    for (int64_t item = 0, step = 0; item < items; ++item) {
+      for (int64_t t = 0; t < positions; ++t, ++step) {
+        panel_step[step] = item * plan.item_pitch + t * position_pitch;
+        grad_step[step] = step * block.columns;
+      }
     }
+    const T zeros[kTileRows] = {};
     Tile<T> tile;
     tile.a = panel;
-    tile.a_channel = plan.item_pitch;
-    tile.a_tap = position_in_panel;
-    tile.b = grad;
-    tile.b_channel = positions * block.columns;
-    tile.b_tap = position_in_grad;
-    tile.channels = items;
-    tile.taps = positions;
-    tile.init = nullptr;
-    tile.columns = tile.c_row = block.columns;
-    const int64_t tiles = ceil_div(block.rows(), kTileRows);
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t begin = part_begin(block.rows(), tiles, i), end = part_begin(block.rows(), tiles, i + 1);
-      tile.a_row = row_offset + begin;
-      tile.c = results + begin * block.columns;
-      run_rows<T, false>(tile, end - begin);
+    tile.c_row = block.columns;
+    // Those columns and steps of grad that a tile reads stay in the L1 cache for all rows.
+    const int64_t steps = items * positions, parts = ceil_div(steps, plan.reduction_block);
+    const int64_t row_tiles = ceil_div(block.rows(), kTileRows);
+    const int64_t vectors = block.columns / kLanes, column_tiles = ceil_div(vectors, max_vectors(kTileRows));
+    for (int64_t j = 0; j < column_tiles; ++j) {
+      const int64_t column = part_begin(vectors, column_tiles, j) * kLanes;
+      tile.b = grad + column;
+      tile.columns = part_begin(vectors, column_tiles, j + 1) * kLanes - column;
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t step = part_begin(steps, parts, part);
+        tile.a_step = panel_step + step;
+        tile.b_step = grad_step + step;
+        tile.steps = part_begin(steps, parts, part + 1) - step;
+        tile.init = first && part == 0 ? zeros : nullptr;
+        for (int64_t i = 0; i < row_tiles; ++i) {
+          const int64_t begin = part_begin(block.rows(), row_tiles, i);
+          tile.a_row = row_offset + begin;
+          tile.c = results + begin * block.columns + column;
+          run_rows<T, false>(tile, part_begin(block.rows(), row_tiles, i + 1) - begin);
+        }
+      }
     }
   }
 
@@ -116,21 +138,27 @@ struct BackwardWeightPanel {
         block.columns);
   }
 
+  void clear_results(const Block& block) {
+    for (int64_t i = 0; i < block.rows() * block.columns; ++i) results[i] = 0;
+  }
+
   // The part of the sum that belongs to a chunk, in the order of batch blocks and positions.
   void compute(const Block& block, int64_t chunk) {
-    for (int64_t i = 0; i < block.rows() * block.columns; ++i) results[i] = 0;
+    set_row_offsets(block);
     const int64_t steps = batch_blocks * plan.position_blocks;
-    for (int64_t step = part_begin(steps, plan.reduction_chunks, chunk);
-         step < part_begin(steps, plan.reduction_chunks, chunk + 1); ++step) {
+    const int64_t begin = part_begin(steps, plan.reduction_chunks, chunk);
+    for (int64_t step = begin; step < part_begin(steps, plan.reduction_chunks, chunk + 1); ++step) {
       const int64_t n0 = step / plan.position_blocks * plan.batch_block;
       const int64_t n1 = min_of(n0 + plan.batch_block, problem.batch);
       const int64_t t0 = step % plan.position_blocks * plan.position_block;
       const int64_t t1 = min_of(t0 + plan.position_block, problem.out_length);
       fill_panel(block, n0, n1, t0, t1);
       if (plan.algorithm == Algorithm::kDot) {
+        if (step == begin) clear_results(block);
         add_dot_products(block, n0, t0, t1);
       } else {
-        add_outer_products(block, n0, n1, t0, t1);
+        fill_grad(block, n0, n1, t0, t1);
+        add_outer_products(block, n1 - n0, t1 - t0, step == begin);
       }
     }
     store_results(block, chunk);
@@ -156,7 +184,7 @@ struct BackwardWeightPanel {
     const int64_t taps = block.k1 - block.k0, out_channels = block.oc1 - block.oc0;
     if constexpr (kStoredAsComputed<To>) {
       if (!combine && strides.tap == 1 && (strides.in_channel == taps || block.ic1 - block.ic0 == 1)) {
-        transpose<true>(results, block.columns, block.rows(), out_channels, dst, strides.out_channel);
+        transpose_exactly(results, block.columns, block.rows(), out_channels, dst, strides.out_channel);
         return;
       }
     }
@@ -209,21 +237,18 @@ void backward_weight_sum(
   using T = Acc<Storage>;
   const int64_t in_per_group = problem.in_channels / problem.groups;
   const int64_t per_channel = in_per_group * problem.kernel_size;
-  for (int64_t oc = begin; oc < end; ++oc) {
-    for (int64_t ic = 0; ic < in_per_group; ++ic) {
-      for (int64_t k = 0; k < problem.kernel_size; ++k) {
-        const T* partial = static_cast<const T*>(args.partial_sums) + oc * per_channel + ic * problem.kernel_size + k;
-        T total = 0;
-        for (int64_t chunk = 0; chunk < plan.reduction_chunks; ++chunk) {
-          total += partial[chunk * problem.out_channels * per_channel];
-        }
-        store_row(
-            problem, &total, 1,
-            static_cast<Storage*>(args.grad_weight) + oc * problem.weight.out_channel + ic * problem.weight.in_channel +
-                k * problem.weight.tap,
-            problem.weight.tap);
-      }
+  constexpr int64_t kBlock = 1024;
+  T total[kBlock];
+  const T* partial = static_cast<const T*>(args.partial_sums);
+  for (int64_t first = begin * per_channel; first < end * per_channel; first += kBlock) {
+    const int64_t count = min_of(kBlock, end * per_channel - first);
+    for (int64_t i = 0; i < count; ++i) total[i] = partial[first + i];
+    for (int64_t chunk = 1; chunk < plan.reduction_chunks; ++chunk) {
+      const T* next = partial + chunk * problem.out_channels * per_channel + first;
+      for (int64_t i = 0; i < count; ++i) total[i] += next[i];
     }
+    store_row(
+        problem, total, count, static_cast<Storage*>(args.grad_weight) + first * problem.weight.tap, problem.weight.tap);
   }
 }
 

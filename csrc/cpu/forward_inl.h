@@ -12,7 +12,7 @@ template <class Storage>
 struct ForwardPanel : PanelMemory<Acc<Storage>> {
   using T = Acc<Storage>;
   using PanelMemory<T>::panel, PanelMemory<T>::packed_weight, PanelMemory<T>::results;
-  using PanelMemory<T>::panel_tap, PanelMemory<T>::weight_tap;
+  using PanelMemory<T>::panel_step, PanelMemory<T>::weight_step;
   const Conv1dProblem& problem;
   const Plan& plan;
   const ForwardArgs& args;
@@ -26,12 +26,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
   };
 
   ForwardPanel(const Conv1dProblem& p, const Plan& pl, const ForwardArgs& a, void* memory)
-      : PanelMemory<T>(pl, memory), problem(p), plan(pl), args(a) {
-    for (int64_t k = 0; k < plan.tap_block; ++k) {
-      panel_tap[k] = k % plan.panel_phases * plan.panel_width + k / plan.panel_phases * plan.phase_shift;
-      weight_tap[k] = k * problem.weight.tap;
-    }
-  }
+      : PanelMemory<T>(pl, memory), problem(p), plan(pl), args(a) {}
 
   void fill_panel(const Block& block, int64_t ic0, int64_t ic1, int64_t k0, int64_t k1) {
     const int64_t phases = min_of(plan.panel_phases, k1 - k0);
@@ -63,15 +58,20 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     const bool first = ic0 == 0 && k0 == 0;
     T init[kTileRows];
     int64_t weight_row[kTileRows];
-    Tile<T> tile;
+    Sums<T> sums;
+    sums.channels = ic1 - ic0;
+    sums.taps = k1 - k0;
+    sums.a_channel = problem.weight.in_channel;
+    sums.b_channel = plan.panel_phases * plan.panel_width;
+    this->set_steps(
+        plan, sums.channels, sums.taps, sums.b_channel, sums.a_channel,
+        [&](int64_t k) { return k % plan.panel_phases * plan.panel_width + k / plan.panel_phases * plan.phase_shift; },
+        [&](int64_t k) { return k * problem.weight.tap; });
+    Tile<T>& tile = sums.tile;
     tile.a_row = weight_row;
-    tile.a_channel = problem.weight.in_channel;
-    tile.a_tap = weight_tap;
+    tile.a_step = weight_step;
     tile.b = panel;
-    tile.b_channel = plan.panel_phases * plan.panel_width;
-    tile.b_tap = panel_tap;
-    tile.channels = ic1 - ic0;
-    tile.taps = k1 - k0;
+    tile.b_step = panel_step;
     tile.init = first ? init : nullptr;
     tile.columns = block.columns;
     const int64_t tiles = ceil_div(oc1 - oc0, kTileRows);
@@ -91,13 +91,13 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
       }
       if (plan.pack_weight) {
         pack_weight(
-            weight, weight_row, end - begin, tile.channels, problem.weight.in_channel, tile.taps, problem.weight.tap,
+            weight, weight_row, end - begin, sums.channels, problem.weight.in_channel, sums.taps, problem.weight.tap,
             packed_weight);
         tile.a = packed_weight;
-        run_sums<T, true>(tile, end - begin);
+        run_sums<T, true>(sums, end - begin);
       } else if constexpr (kStoredAsComputed<Storage>) {
         tile.a = weight;
-        run_sums<T, false>(tile, end - begin);
+        run_sums<T, false>(sums, end - begin);
       }
     }
   }

@@ -21,15 +21,30 @@ struct Scratch {
 template <class T>
 struct PanelMemory {
   T *panel, *packed_weight, *results;
-  int64_t *panel_tap, *weight_tap;  // offsets by tap: Tile::b_tap, Tile::a_tap
+  int64_t *panel_step, *weight_step;  // Tile::b_step, Tile::a_step
 
   PanelMemory(const Plan& plan, void* memory) {
     Scratch scratch{static_cast<char*>(memory)};
     panel = scratch.take<T>(plan.panel_elements);
     packed_weight = scratch.take<T>(plan.weight_elements);
     results = scratch.take<T>(plan.result_elements);
-    panel_tap = scratch.take<int64_t>(plan.tap_block);
-    weight_tap = scratch.take<int64_t>(plan.tap_block);
+    panel_step = scratch.take<int64_t>(plan.step_table);
+    weight_step = scratch.take<int64_t>(plan.step_table);
+  }
+
+  // For sums over channels and taps, a channel being so many elements of the panel and of the weights.
+  // panel_tap(tap), weight_tap(tap): the offsets of the taps.
+  template <class PanelTap, class WeightTap>
+  void set_steps(
+      const Plan& plan, int64_t channels, int64_t taps, int64_t panel_channel, int64_t weight_channel,
+      const PanelTap& panel_tap, const WeightTap& weight_tap) {
+    const int64_t steps = min_of(channels * taps, plan.step_table);
+    for (int64_t step = 0, channel = 0; step < steps; ++channel) {
+      for (int64_t tap = 0; tap < taps && step < steps; ++tap, ++step) {
+        panel_step[step] = channel * panel_channel + panel_tap(tap);
+        weight_step[step] = channel * weight_channel + weight_tap(tap);
+      }
+    }
   }
 };
 
@@ -102,35 +117,48 @@ void pack_row(const Row<Storage>& row, int64_t start, int64_t step, int64_t coun
 }
 
 // dst[column * dst_stride + row] = src[row * src_stride + column], for row < rows and column < columns, in squares.
-// What a square writes too much of lies where a later one writes: at the start of the next column, or past the end of
-// dst, by up to kSquare elements. `kExact` writes nothing else, one by one where rows don't fill a square.
-template <bool kExact = false, class Storage>
+// From a tensor: along the rows of src, so that few of its pages are in use at a time, two squares side by side, which
+// fill a cache line of dst. What a square writes too much lies where a later one writes: at the start of the next
+// column, or past the end of dst, by up to kSquare elements.
+template <class Storage>
 void transpose(
     const Storage* src, int64_t src_stride, int64_t rows, int64_t columns, Acc<Storage>* dst, int64_t dst_stride) {
   using T = Acc<Storage>;
   constexpr int64_t kSide = kSquare<T>;
-  const int64_t whole = columns / kSide * kSide;
-  for (int64_t column = 0; column < whole; column += kSide) {
-    for (int64_t row = (rows - 1) / kSide * kSide; row >= 0; row -= kSide) {
-      const int64_t band = min_of(kSide, rows - row);
-      T* to = dst + column * dst_stride + row;
-      if (kExact && band < kSide) {
-        for (int64_t i = 0; i < band * kSide; ++i) {
-          to[i / band * dst_stride + i % band] = widen(src[(row + i % band) * src_stride + column + i / band]);
-        }
-      } else if constexpr (kStoredAsComputed<Storage>) {
-        transpose_square(src + row * src_stride + column, src_stride, band, to, dst_stride);
-      } else {
-        T staged[kSide * kSide];
-        for (int64_t r = 0; r < band; ++r) {
-          copy_row(src + (row + r) * src_stride + column, 1, kSide, staged + r * kSide);
-        }
-        transpose_square(staged, kSide, band, to, dst_stride);
-      }
+  const auto transpose_at = [&](int64_t row, int64_t column) __attribute__((always_inline)) {
+    const int64_t height = min_of(kSide, rows - row), width = min_of(kSide, columns - column);
+    const Storage* from = src + row * src_stride + column;
+    T* to = dst + column * dst_stride + row;
+    if constexpr (kStoredAsComputed<Storage>) {
+      transpose_square(from, src_stride, height, width, to, dst_stride);
+    } else {
+      T staged[kSide * kSide];
+      for (int64_t r = 0; r < height; ++r) copy_row(from + r * src_stride, 1, width, staged + r * kSide);
+      transpose_square(staged, kSide, height, width, to, dst_stride);
+    }
+  };
+  for (int64_t row = (rows - 1) / (2 * kSide) * (2 * kSide); row >= 0; row -= 2 * kSide) {
+    for (int64_t column = 0; column < columns; column += kSide) {
+      if (row + kSide < rows) transpose_at(row + kSide, column);
+      transpose_at(row, column);
     }
   }
-  for (int64_t column = whole; column < columns; ++column) {
-    for (int64_t row = 0; row < rows; ++row) dst[column * dst_stride + row] = widen(src[row * src_stride + column]);
+}
+
+// The same into a tensor: along the rows of dst, and nothing else is written.
+template <class T>
+void transpose_exactly(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
+  constexpr int64_t kSide = kSquare<T>;
+  for (int64_t column = 0; column < columns; column += kSide) {
+    const int64_t width = min_of(kSide, columns - column);
+    T* to = dst + column * dst_stride;
+    int64_t row = 0;
+    for (; row + kSide <= rows; row += kSide) {
+      transpose_square(src + row * src_stride + column, src_stride, kSide, width, to + row, dst_stride);
+    }
+    for (; row < rows; ++row) {
+      for (int64_t c = 0; c < width; ++c) to[c * dst_stride + row] = src[row * src_stride + column + c];
+    }
   }
 }
 

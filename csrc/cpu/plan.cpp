@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace conv1d_ext {
@@ -24,6 +25,10 @@ constexpr int64_t kColumnTiles = 12;
 
 // FMAs per sum between its load and its store, from which on these are in the noise (2 memory accesses in 128).
 constexpr int64_t kEnoughSteps = 128;
+
+// Positions that are copied to a panel in one run, at most. Between runs the row changes, and in memory of small pages
+// each row costs a page walk: copies of 32 rows ran at 7, 9, 12 and 24 GB/s in runs of 192, 384, 768 and 1536 floats.
+constexpr int64_t kLongestRun = 2048;
 
 struct Planner {
   const Conv1dProblem& p;
@@ -117,7 +122,8 @@ struct Planner {
     plan.weight_elements = plan.pack_weight ? tile.rows * plan.channel_block * plan.tap_block + 8 : 0;
     plan.result_elements = plan.out_block * round_up(columns, tile.lanes);
     plan.units = ceil_div(p.batch, plan.batch_block) * p.groups * plan.position_blocks * plan.out_tiles;
-    finish(plan, 2 * plan.tap_block);
+    plan.step_table = std::min(plan.channel_block * plan.tap_block, kLongestPart + plan.tap_block);
+    finish(plan, 2 * plan.step_table);
   }
 
   Plan forward() const {
@@ -178,38 +184,62 @@ struct Planner {
     Plan plan{};
     const bool dot = out_per_group * 4 <= tile.lanes;
     plan.algorithm = dot ? Algorithm::kDot : Algorithm::kPanel;
-    plan.phase_shift = period_shift;
     plan.direct = false;
     plan.pack_weight = true;
-    // Sums of a block in a third of the L2 cache: of two tiles of output channels, or one if all rows (in_channel, tap)
-    // then fit. The fewer blocks there are, the less often is an operand copied.
     const int64_t rows = in_per_group * p.kernel_size;
-    const int64_t sum_budget = panel_budget * 2 / 3;
-    plan.out_block = balanced_block(out_per_group, 2 * tile_columns, tile.lanes);
-    if (rows * plan.out_block > sum_budget) plan.out_block = balanced_block(out_per_group, tile_columns, tile.lanes);
-    if (dot) plan.out_block = out_per_group;
+    const int64_t sum_budget = panel_budget;
+    // A block of sums is rows x columns. For each block of columns the input is copied to the panel, min(stride, K)
+    // elements an output position; for each block of rows grad_output is transposed. In this shape both cost the same.
+    const int64_t best = std::sqrt(double(sum_budget) * std::min(p.stride, p.kernel_size) / p.kernel_size);
+    plan.out_block = dot ? out_per_group
+                         : balanced_block(out_per_group, round_up(best - tile_columns / 2, tile_columns), tile.lanes);
     const int64_t columns = plan.out_block;
-    // The transposed grad_output of a block in three quarters of the L1 cache; where there is none, rows that are long
-    // next to their reduction.
-    const int64_t limit = dot ? 1024 : std::max<int64_t>(32, cache.l1 * 3 / 4 / sizes.accumulate / columns);
-    plan.position_block = balanced_block(p.out_length, limit, 1);
-    plan.position_blocks = ceil_div(p.out_length, plan.position_block);
-    // Short outputs: several batch items between two visits of a sum.
-    plan.batch_block = dot ? 1 : std::clamp<int64_t>(limit / p.out_length, 1, std::max<int64_t>(1, p.batch));
-    plan.tap_block = std::min(p.kernel_size, std::max<int64_t>(1, sum_budget / columns));
-    const auto channel_elements = [&] {  // of the panel
-      plan.panel_phases = std::min({period, p.kernel_size, plan.tap_block});
-      plan.item_pitch = plan.position_block + halo(plan.tap_block, plan.panel_phases, plan.phase_shift);
-      plan.panel_width = row_width(plan.batch_block * plan.item_pitch);
-      return plan.panel_phases * plan.panel_width;
+    plan.tap_block = balanced_block(p.kernel_size, std::max<int64_t>(1, sum_budget / columns), 1);
+    plan.channel_block = balanced_block(in_per_group, sum_budget / columns / plan.tap_block, 1);
+    // The transposed grad_output of a tile in three quarters of the L1 cache.
+    plan.reduction_block =
+        dot ? 1024 : std::max<int64_t>(32, cache.l1 * 3 / 4 / sizes.accumulate / std::min(columns, tile_columns));
+    // Panel and transposed grad_output in half of the L2 cache.
+    int64_t positions;
+    const auto fit = [&] {
+      const int64_t taps = plan.tap_block;
+      const auto positions_in = [&](int64_t pitch, int64_t halo) {
+        return std::min((panel_budget - plan.channel_block * halo) / (plan.channel_block * pitch + columns), kLongestRun);
+      };
+      if (dot) {  // taps are unit-stride reads of a row per phase
+        plan.panel_phases = std::min(period, taps);
+        plan.phase_shift = period_shift;
+        plan.panel_stride = p.stride;
+      } else {
+        // Positions as they are, for any stride, or a row per tap where that is less to copy.
+        const int64_t in_one_row = positions_in(p.stride, (taps - 1) * p.dilation);
+        const bool row_per_tap = in_one_row < 1 || taps * in_one_row < in_one_row * p.stride + (taps - 1) * p.dilation;
+        plan.panel_phases = row_per_tap ? taps : 1;
+        plan.phase_shift = p.dilation;
+        plan.panel_stride = row_per_tap ? p.stride : 1;
+      }
+      positions = positions_in(
+          plan.panel_phases * (p.stride / plan.panel_stride),
+          plan.panel_phases * halo(taps, plan.panel_phases, plan.phase_shift));
+      return positions >= std::min(plan.reduction_block, p.batch * p.out_length);
     };
-    while (channel_elements() > panel_budget && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
-    plan.tap_block = balanced_block(p.kernel_size, plan.tap_block, 1);
-    const int64_t channels =
-        std::min(sum_budget / columns / plan.tap_block, panel_budget / std::max<int64_t>(1, channel_elements()));
-    plan.channel_block = balanced_block(in_per_group, channels, 1);
-    plan.panel_elements = plan.channel_block * channel_elements() + 64;
-    plan.weight_elements = plan.batch_block * plan.position_block * columns + 64;
+    while (!fit() && plan.channel_block > 1) plan.channel_block = ceil_div(plan.channel_block, 2);
+    while (!fit() && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
+    positions = std::max<int64_t>(1, positions);
+    plan.position_block = balanced_block(p.out_length, positions, 1);
+    plan.position_blocks = ceil_div(p.out_length, plan.position_block);
+    plan.item_pitch = (plan.position_block - 1) * (p.stride / plan.panel_stride) + 1 +
+                      halo(plan.tap_block, plan.panel_phases, plan.phase_shift);
+    // Short outputs: several batch items side by side.
+    const int64_t most_items = (panel_budget - plan.channel_block * plan.panel_phases * 32) /
+                               (plan.channel_block * plan.panel_phases * plan.item_pitch + columns * p.out_length);
+    plan.batch_block = dot ? 1 : std::clamp<int64_t>(most_items, 1, std::max<int64_t>(1, p.batch));
+    if (plan.position_blocks > 1) plan.batch_block = 1;
+    plan.batch_block = std::min(plan.batch_block, ceil_div(kLongestRun, p.out_length));
+    plan.panel_width = row_width(plan.batch_block * plan.item_pitch);
+    plan.step_table = plan.batch_block * plan.position_block;
+    plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width + 64;
+    plan.weight_elements = plan.step_table * columns + 64;
     plan.result_elements = plan.channel_block * plan.tap_block * columns;
 
     const int64_t other_units =
@@ -226,7 +256,7 @@ struct Planner {
     plan.partial_bytes = plan.reduction_chunks == 1
                              ? 0
                              : plan.reduction_chunks * p.out_channels * in_per_group * p.kernel_size * sizes.accumulate;
-    finish(plan, plan.channel_block * plan.tap_block + 2 * plan.position_block);
+    finish(plan, plan.channel_block * plan.tap_block + 2 * plan.step_table);
     return plan;
   }
 };

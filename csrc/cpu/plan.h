@@ -37,16 +37,19 @@ struct Plan {
   int64_t tap_block;         // taps per panel
   int64_t panel_phases;      // rows of the panel per channel: tap k reads row k % panel_phases, shifted
   int64_t phase_shift;       // ... by k / panel_phases * phase_shift positions
+  int64_t panel_stride;      // positions from element to element of a row
   int64_t panel_width;       // elements from row to row
   int64_t item_pitch;        // elements from batch item to batch item in a row
   bool pack_weight;          // copy a tile's weights in the order of their use, in the accumulation type
   bool direct;               // sums are kept in the result itself, not in scratch memory
+  int64_t reduction_block;   // backward_weight: positions between two visits of a sum, at most
   int64_t reduction_chunks;  // backward_weight: parts of the sum over batch and positions, summed up at the end
 
   // Scratch memory of a thread, in elements of the accumulation type.
   int64_t panel_elements;   // the panel, or the columns
   int64_t weight_elements;  // a tile's weights in the order of their use; backward_weight: grad_output, transposed
   int64_t result_elements;
+  int64_t step_table;  // entries of each table of offsets: the most steps that a part of a sum has
 
   int64_t position_blocks, out_tiles;  // factors of `units`
   int64_t units;                       // of work, to be dealt to the threads in contiguous ranges
@@ -54,6 +57,10 @@ struct Plan {
   int64_t scratch_bytes;               // per thread, all of the above and the tables of offsets
   int64_t partial_bytes;               // shared, for partial sums
 };
+
+// Products in one part of a sum. The rounding errors of a part grow with its length; a load, an addition and a store
+// for every 256 FMAs of a sum cost about one percent.
+constexpr int64_t kLongestPart = 256;
 
 // Output channels that kColumns keeps the addresses of, at most.
 constexpr int64_t kColumnsOutBlock = 64;

@@ -22,17 +22,15 @@ using Vec = typename VectorOf<T>::type;
 
 template <class T>
 struct Tile {
-  // a(row, channel, tap) = a[(channel * taps + tap) * rows + row] where packed, else
-  // a[a_row[row] + channel * a_channel + a_tap[tap]].
+  // Steps number the products of a sum: the pairs (channel, tap), taps first.
+  // a(row, step) = a[step * rows + row] where packed, else a[a_row[row] + a_step[step]].
   const T* a;
   const int64_t* a_row;
-  int64_t a_channel;
-  const int64_t* a_tap;
-  // b[channel][tap][column] = b[channel * b_channel + b_tap[tap] + column]; whole vectors are read.
+  const int64_t* a_step;
+  // b(step, column) = b[b_step[step] + column]; whole vectors are read.
   const T* b;
-  int64_t b_channel;
-  const int64_t* b_tap;
-  int64_t channels, taps;
+  const int64_t* b_step;
+  int64_t steps;
   // c[row * c_row + column]; the sums are added to init[row], or to c where init is null.
   T* c;
   int64_t c_row;
@@ -56,23 +54,19 @@ void run_tile(const Tile<T>& tile) {
   if constexpr (!kPacked) {
     for (int r = 0; r < kRows; ++r) a_row[r] = tile.a + tile.a_row[r];
   }
-  for (int64_t channel = 0; channel < tile.channels; ++channel) {
-    const T* b_channel = tile.b + channel * tile.b_channel;
-    const int64_t a_channel = channel * tile.a_channel;
-    for (int64_t tap = 0; tap < tile.taps; ++tap) {
-      const T* b = b_channel + tile.b_tap[tap];
-      const int64_t a_index = kPacked ? 0 : a_channel + tile.a_tap[tap];
-      Vec<T> b_vector[kVectors];
+  for (int64_t step = 0; step < tile.steps; ++step) {
+    const T* b = tile.b + tile.b_step[step];
+    const int64_t a_index = kPacked ? 0 : tile.a_step[step];
+    Vec<T> b_vector[kVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) b_vector[v] = load(b + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) b_vector[v] = load(b + v * kLanes);
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const Vec<T> a = broadcast(kPacked ? a_packed[r] : a_row[r][a_index]);
+    for (int r = 0; r < kRows; ++r) {
+      const Vec<T> a = broadcast(kPacked ? a_packed[r] : a_row[r][a_index]);
 #pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) acc[r][v] = fma(a, b_vector[v], acc[r][v]);
-      }
-      if (kPacked) a_packed += kRows;
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = fma(a, b_vector[v], acc[r][v]);
     }
+    if (kPacked) a_packed += kRows;
   }
 
 #pragma GCC unroll 16
@@ -123,25 +117,28 @@ void run_rows(const Tile<T>& tile, int64_t rows) {
   }
 }
 
-// Products in one part of a sum. The rounding errors of a part grow with its length; a load, an addition and a store
-// for every 256 FMAs of a sum cost about one percent.
-constexpr int64_t kLongestPart = 256;
+// Sums over channels and taps, which may be more than the tables of `tile` have steps.
+template <class T>
+struct Sums {
+  Tile<T> tile;
+  int64_t channels, taps;
+  int64_t a_channel, b_channel;  // from channel to channel; of a, where it isn't packed
+};
 
-// All channels and taps, part by part.
+// In parts of kLongestPart products, or of all taps of a channel if that is fewer.
 template <class T, bool kPacked>
-void run_sums(const Tile<T>& tile, int64_t rows) {
-  const int64_t parts = ceil_div(tile.channels * tile.taps, kLongestPart);
-  const int64_t channel_step = ceil_div(tile.channels, parts);
-  const int64_t tap_step = channel_step > 1 ? tile.taps : ceil_div(tile.taps, ceil_div(tile.taps, kLongestPart));
-  for (int64_t channel = 0; channel < tile.channels; channel += channel_step) {
-    for (int64_t tap = 0; tap < tile.taps; tap += tap_step) {
-      Tile<T> part = tile;
-      part.a += kPacked ? (channel * tile.taps + tap) * rows : channel * tile.a_channel;
-      part.a_tap += tap;
-      part.b += channel * tile.b_channel;
-      part.b_tap += tap;
-      part.channels = min_of(channel_step, tile.channels - channel);
-      part.taps = min_of(tap_step, tile.taps - tap);
+void run_sums(const Sums<T>& sums, int64_t rows) {
+  const int64_t parts = ceil_div(sums.channels * sums.taps, kLongestPart);
+  const int64_t channel_step = ceil_div(sums.channels, parts);
+  const int64_t tap_step = channel_step > 1 ? sums.taps : ceil_div(sums.taps, ceil_div(sums.taps, kLongestPart));
+  for (int64_t channel = 0; channel < sums.channels; channel += channel_step) {
+    for (int64_t tap = 0; tap < sums.taps; tap += tap_step) {
+      Tile<T> part = sums.tile;
+      part.a += kPacked ? (channel * sums.taps + tap) * rows : channel * sums.a_channel;
+      part.a_step += tap;
+      part.b += channel * sums.b_channel;
+      part.b_step += tap;
+      part.steps = min_of(channel_step, sums.channels - channel) * min_of(tap_step, sums.taps - tap);
       if (channel + tap > 0) part.init = nullptr;
       run_rows<T, kPacked>(part, rows);
     }

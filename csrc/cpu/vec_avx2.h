@@ -26,12 +26,6 @@ struct F64 {
   __m256d v;
 };
 
-// A window of this table is a mask for the first n lanes.
-alignas(64) constexpr int32_t kMask32[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-alignas(64) constexpr int64_t kMask64[8] = {-1, -1, -1, -1};
-inline __m256i first8(int64_t n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask32 + 8 - n)); }
-inline __m256i first4(int64_t n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask64 + 4 - n)); }
-
 inline F32 broadcast(float x) { return {_mm256_set1_ps(x)}; }
 inline F64 broadcast(double x) { return {_mm256_set1_pd(x)}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
@@ -55,8 +49,8 @@ inline F32 load(const BFloat16* p) { return widen_bf16(_mm_loadu_si128(reinterpr
 inline F32 load(const Float16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
 
 // The first n lanes, 0 <= n < kLanes; the others are zero and their memory is not touched.
-inline F32 load_partial(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first8(n))}; }
-inline F64 load_partial(const double* p, int64_t n) { return {_mm256_maskload_pd(p, first4(n))}; }
+inline F32 load_partial(const float* p, int64_t n) { return {_mm256_maskload_ps(p, mask32(n))}; }
+inline F64 load_partial(const double* p, int64_t n) { return {_mm256_maskload_pd(p, mask64(n))}; }
 template <class Half>
 inline F32 load_partial(const Half* p, int64_t n) {
   Half lanes[8] = {};
@@ -80,8 +74,8 @@ inline void store(Float16* p, F32 a) {
   const __m128i halves = _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves);
 }
-inline void store_partial(float* p, F32 a, int64_t n) { _mm256_maskstore_ps(p, first8(n), a.v); }
-inline void store_partial(double* p, F64 a, int64_t n) { _mm256_maskstore_pd(p, first4(n), a.v); }
+inline void store_partial(float* p, F32 a, int64_t n) { _mm256_maskstore_ps(p, mask32(n), a.v); }
+inline void store_partial(double* p, F64 a, int64_t n) { _mm256_maskstore_pd(p, mask64(n), a.v); }
 template <class Half>
 inline void store_partial(Half* p, F32 a, int64_t n) {
   Half lanes[8];

@@ -71,14 +71,14 @@ inline void store_partial(T* p, V a, int64_t n) {
   __builtin_memcpy(p, lanes, n * sizeof(T));
 }
 
-// dst[column * dst_stride + row] = src[row * src_stride + column] for a square of kSquare, column by column; rows from
-// `rows` on are zero and their memory is not touched.
+// dst[column * dst_stride + row] = src[row * src_stride + column] for a square of kSquare, column by column. Rows from
+// `rows` on are zero, columns from `columns` on are not written; neither is read.
 template <class T>
 constexpr int kSquare = 4;
 
 template <class T>
-void transpose_square(const T* src, int64_t src_stride, int64_t rows, T* dst, int64_t dst_stride) {
-  for (int column = 0; column < 4; ++column) {
+void transpose_square(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
+  for (int column = 0; column < columns; ++column) {
     for (int row = 0; row < 4; ++row) {
       dst[column * dst_stride + row] = row < rows ? src[row * src_stride + column] : T{0};
     }
