@@ -2,7 +2,8 @@
 // Panel: an outer product. Vectors lie along the output channels (grad_output transposed to [position][out_channel]),
 // rows are (in_channel, tap) pairs, broadcast from a panel of the input, where a tap or a position is just another
 // address.
-// Dot: where output channels are too few to fill a vector, vectors lie along the positions instead.
+// Dot: where output channels are too few to fill a vector, or the weights of each are so few that transposing would cost
+// more than multiplying, vectors lie along the positions instead, and grad_output is read as it is.
 #pragma once
 
 namespace conv1d_ext {
@@ -20,7 +21,7 @@ struct BackwardWeightPanel {
   const int64_t batch_blocks = ceil_div(problem.batch, plan.batch_block);
   const int64_t position_pitch = problem.stride / plan.panel_stride;  // elements from position to position in a row
   T *panel, *grad, *results;
-  int64_t *row_offset, *panel_step, *grad_step;
+  int64_t *row_offset, *panel_step, *grad_step;  // dot: grad_step is by output channel
 
   // A block of weights, all of one group.
   struct Block {
@@ -40,12 +41,13 @@ struct BackwardWeightPanel {
     grad_step = scratch.take<int64_t>(plan.step_table);
   }
 
-  void set_row_offsets(const Block& block) {
+  // Rows of a panel whose channels lie so many elements apart.
+  void set_row_offsets(const Block& block, int64_t channel_pitch) {
     int64_t* offset = row_offset;
     for (int64_t ic = 0; ic < block.ic1 - block.ic0; ++ic) {
       for (int64_t k = 0; k < block.k1 - block.k0; ++k) {
-        *offset++ = (ic * plan.panel_phases + k % plan.panel_phases) * plan.panel_width +
-                    k / plan.panel_phases * plan.phase_shift;
+        *offset++ =
+            ic * channel_pitch + k % plan.panel_phases * plan.panel_width + k / plan.panel_phases * plan.phase_shift;
       }
     }
   }
@@ -128,23 +130,55 @@ struct BackwardWeightPanel {
     }
   }
 
+  // results[out_channel][row][lane] += the part of the sum over positions that falls to the lane
   void add_dot_products(const Block& block, int64_t n, int64_t t0, int64_t t1) {
-    for (int64_t oc = block.oc0; oc < block.oc1; ++oc) {
-      copy_row(
-          grad_row(block, n, oc, t0), problem.output.position, t1 - t0, grad + (oc - block.oc0) * plan.position_block);
+    const T* rows = panel;
+    int64_t channel_pitch = plan.panel_phases * plan.panel_width;
+    const int64_t start = t0 - problem.padding_left + block.k0 * problem.dilation;
+    const bool inside = start >= 0 && start + t1 - 1 - t0 + (block.k1 - 1 - block.k0) * problem.dilation < problem.in_length;
+    bool filled = false;
+    if constexpr (kStoredAsComputed<Storage>) {
+      if (problem.stride == 1 && problem.input.position == 1 && plan.panel_phases == 1 && inside) {
+        rows = static_cast<const T*>(args.input) + n * problem.input.batch +
+               (block.group * in_per_group + block.ic0) * problem.input.channel + start;
+        channel_pitch = problem.input.channel;
+        filled = true;
+      }
     }
-    run_dots(
-        Dots<T, T>{panel, row_offset, grad, plan.position_block, t1 - t0, results, block.columns, 1}, block.rows(),
-        block.columns);
+    if (!filled) fill_panel(block, n, n + 1, t0, t1);
+    set_row_offsets(block, channel_pitch);
+    if (problem.output.position == 1) {
+      for (int64_t oc = 0; oc < block.columns; ++oc) grad_step[oc] = oc * problem.output.channel;
+      add_dot_products_of(grad_row(block, n, block.oc0, t0), rows, block, t1 - t0);
+    } else {
+      for (int64_t oc = 0; oc < block.columns; ++oc) {
+        grad_step[oc] = oc * plan.position_block;
+        copy_row(grad_row(block, n, block.oc0 + oc, t0), problem.output.position, t1 - t0, grad + grad_step[oc]);
+      }
+      add_dot_products_of(grad, rows, block, t1 - t0);
+    }
   }
 
-  void clear_results(const Block& block) {
-    for (int64_t i = 0; i < block.rows() * block.columns; ++i) results[i] = 0;
+  template <class Grad>
+  void add_dot_products_of(const Grad* first_grad, const T* rows, const Block& block, int64_t positions) {
+    run_dots<true>(
+        Dots<Grad, T>{first_grad, grad_step, rows, row_offset, positions, results, block.rows()}, block.columns,
+        block.rows());
+  }
+
+  // Then results[out_channel][row].
+  void add_lanes(const Block& block) {
+    for (int64_t i = 0; i < block.rows() * block.columns; ++i) results[i] = sum(load(results + i * kLanes));
   }
 
   // The part of the sum that belongs to a chunk, in the order of batch blocks and positions.
   void compute(const Block& block, int64_t chunk) {
-    set_row_offsets(block);
+    const bool dot = plan.algorithm == Algorithm::kDot;
+    if (dot) {
+      for (int64_t i = 0; i < block.rows() * block.columns * kLanes; ++i) results[i] = 0;
+    } else {
+      set_row_offsets(block, plan.panel_phases * plan.panel_width);
+    }
     const int64_t steps = batch_blocks * plan.position_blocks;
     const int64_t begin = part_begin(steps, plan.reduction_chunks, chunk);
     for (int64_t step = begin; step < part_begin(steps, plan.reduction_chunks, chunk + 1); ++step) {
@@ -152,20 +186,20 @@ struct BackwardWeightPanel {
       const int64_t n1 = min_of(n0 + plan.batch_block, problem.batch);
       const int64_t t0 = step % plan.position_blocks * plan.position_block;
       const int64_t t1 = min_of(t0 + plan.position_block, problem.out_length);
-      fill_panel(block, n0, n1, t0, t1);
-      if (plan.algorithm == Algorithm::kDot) {
-        if (step == begin) clear_results(block);
+      if (dot) {
         add_dot_products(block, n0, t0, t1);
       } else {
+        fill_panel(block, n0, n1, t0, t1);
         fill_grad(block, n0, n1, t0, t1);
         add_outer_products(block, n1 - n0, t1 - t0, step == begin);
       }
     }
+    if (dot) add_lanes(block);
     store_results(block, chunk);
   }
 
-  // results[in_channel, tap][out_channel] to the weights' own order, or to the chunk's partial sums in the standard
-  // one.
+  // results[in_channel, tap][out_channel] (dot: [out_channel][in_channel, tap]) to the weights' own order, or to the
+  // chunk's partial sums in the standard one.
   void store_results(const Block& block, int64_t chunk) {
     const int64_t channel = block.group * out_per_group + block.oc0;
     if (plan.reduction_chunks > 1) {
@@ -181,17 +215,18 @@ struct BackwardWeightPanel {
 
   template <class To>
   void store_channels(const Block& block, To* dst, const WeightStrides& strides, bool combine) {
-    const int64_t taps = block.k1 - block.k0, out_channels = block.oc1 - block.oc0;
+    const int64_t taps = block.k1 - block.k0, out_channels = block.oc1 - block.oc0, rows = block.rows();
+    const bool dot = plan.algorithm == Algorithm::kDot;
     if constexpr (kStoredAsComputed<To>) {
-      if (!combine && strides.tap == 1 && (strides.in_channel == taps || block.ic1 - block.ic0 == 1)) {
-        transpose_exactly(results, block.columns, block.rows(), out_channels, dst, strides.out_channel);
+      if (!dot && !combine && strides.tap == 1 && (strides.in_channel == taps || block.ic1 - block.ic0 == 1)) {
+        transpose_exactly(results, block.columns, rows, out_channels, dst, strides.out_channel);
         return;
       }
     }
     for (int64_t oc = 0; oc < out_channels; ++oc) {
-      for (int64_t row = 0; row < block.rows(); ++row) {
+      for (int64_t row = 0; row < rows; ++row) {
         To* to = dst + oc * strides.out_channel + row / taps * strides.in_channel + row % taps * strides.tap;
-        const T value = results[row * block.columns + oc];
+        const T value = dot ? results[oc * rows + row] : results[row * block.columns + oc];
         if (combine) {
           store_row(problem, &value, 1, reinterpret_cast<Storage*>(to), 1);
         } else {

@@ -17,6 +17,8 @@ void forward_columns(
   Scratch scratch{static_cast<char*>(memory)};
   T* columns = scratch.take<T>(plan.panel_elements);
   T* results = scratch.take<T>(plan.result_elements);
+  int64_t column[kMostColumns];
+  for (int64_t q = 0; q < plan.position_block; ++q) column[q] = q * pitch;
 
   const auto fill_columns = [&](int64_t group, int64_t q0, int64_t q1, int64_t ic0, int64_t ic1) {
     for (int64_t q = q0; q < q1; ++q) {
@@ -52,10 +54,10 @@ void forward_columns(
       for (int64_t ic = 0; ic < in_per_group; ic += plan.channel_block) {
         const int64_t ic_end = min_of(ic + plan.channel_block, in_per_group);
         if (!whole) fill_columns(group, q0, q1, ic, ic_end);
-        run_dots(
+        run_dots<false>(
             Dots<Storage, T>{
-                static_cast<const Storage*>(args.weight) + ic * problem.weight.in_channel, weight_row, columns, pitch,
-                (ic_end - ic) * problem.kernel_size, results, plan.position_block, 1},
+                static_cast<const Storage*>(args.weight) + ic * problem.weight.in_channel, weight_row, columns, column,
+                (ic_end - ic) * problem.kernel_size, results, plan.position_block},
             oc1 - oc0, q1 - q0);
       }
       for (int64_t oc = oc0; oc < oc1; ++oc) {

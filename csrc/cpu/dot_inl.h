@@ -5,21 +5,21 @@
 namespace conv1d_ext {
 namespace {
 
-// c[row * c_row + column * c_column] += sum over i < length of a[a_row[row] + i] * b[column * b_column + i]
+// c[row * c_row + column] += sum over i < length of a[a_row[row] + i] * b[b_column[column] + i]
 template <class Storage, class T>
 struct Dots {
   const Storage* a;
   const int64_t* a_row;
   const T* b;
-  int64_t b_column;
+  const int64_t* b_column;
   int64_t length;
-  T* c;
-  int64_t c_row, c_column;
+  T* c;  // kVectorSums: each element is a vector, whose lanes are to be added at last
+  int64_t c_row;
 };
 
 // A tile of kRows x kColumns sums. Each is split over kChains registers where the tile alone has too few independent
 // FMAs to hide their latency.
-template <int kRows, int kColumns, class Storage, class T>
+template <bool kVectorSums, int kRows, int kColumns, class Storage, class T>
 void run_dot_tile(const Dots<Storage, T>& dots) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
   constexpr int kChains = kRows * kColumns >= 8 ? 1 : 8 / (kRows * kColumns);
@@ -35,7 +35,7 @@ void run_dot_tile(const Dots<Storage, T>& dots) {
   const auto step = [&](int chain, auto load_at) __attribute__((always_inline)) {
     Vec<T> b[kColumns];
 #pragma GCC unroll 16
-    for (int q = 0; q < kColumns; ++q) b[q] = load_at(dots.b + q * dots.b_column);
+    for (int q = 0; q < kColumns; ++q) b[q] = load_at(dots.b + dots.b_column[q]);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Vec<T> a = load_at(dots.a + dots.a_row[r]);
@@ -63,32 +63,45 @@ void run_dot_tile(const Dots<Storage, T>& dots) {
     for (int q = 0; q < kColumns; ++q) {
 #pragma GCC unroll 16
       for (int chain = 1; chain < kChains; ++chain) acc[0][r][q] = add(acc[0][r][q], acc[chain][r][q]);
-      dots.c[r * dots.c_row + q * dots.c_column] += sum(acc[0][r][q]);
+      if constexpr (kVectorSums) {
+        T* c = dots.c + (r * dots.c_row + q) * kLanes;
+        store(c, add(load(c), acc[0][r][q]));
+      } else {
+        dots.c[r * dots.c_row + q] += sum(acc[0][r][q]);
+      }
     }
   }
 }
 
-template <int kRows, int kColumns, class Storage, class T>
+template <bool kVectorSums, int kRows, int kColumns, class Storage, class T>
 void run_dot_columns(Dots<Storage, T> dots, int64_t columns) {
   if constexpr (kColumns > 0) {
     for (; columns >= kColumns; columns -= kColumns) {
-      run_dot_tile<kRows, kColumns>(dots);
-      dots.b += kColumns * dots.b_column;
-      dots.c += kColumns * dots.c_column;
+      run_dot_tile<kVectorSums, kRows, kColumns>(dots);
+      dots.b_column += kColumns;
+      dots.c += kColumns * (kVectorSums ? Vec<T>::kLanes : 1);
     }
-    run_dot_columns<kRows, kColumns - 1>(dots, columns);
+    run_dot_columns<kVectorSums, kRows, kColumns - 1>(dots, columns);
   }
 }
 
-template <int kRows = kDotRows, class Storage, class T>
-void run_dots(Dots<Storage, T> dots, int64_t rows, int64_t columns) {
+template <bool kVectorSums, int kRows = kDotRows, class Storage, class T>
+void run_dot_rows(const Dots<Storage, T>& dots, int64_t rows, int64_t columns) {
   if constexpr (kRows > 0) {
-    for (; rows >= kRows; rows -= kRows) {
-      run_dot_columns<kRows, kDotColumns>(dots, columns);
-      dots.a_row += kRows;
-      dots.c += kRows * dots.c_row;
-    }
-    run_dots<kRows - 1>(dots, rows, columns);
+    if (rows == kRows) return run_dot_columns<kVectorSums, kRows, kDotColumns>(dots, columns);
+    run_dot_rows<kVectorSums, kRows - 1>(dots, rows, columns);
+  }
+}
+
+template <bool kVectorSums, class Storage, class T>
+void run_dots(Dots<Storage, T> dots, int64_t rows, int64_t columns) {
+  const int64_t tiles = ceil_div(rows, kDotRows);
+  const Dots<Storage, T> first = dots;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t begin = part_begin(rows, tiles, i);
+    dots.a_row = first.a_row + begin;
+    dots.c = first.c + begin * dots.c_row * (kVectorSums ? Vec<T>::kLanes : 1);
+    run_dot_rows<kVectorSums>(dots, part_begin(rows, tiles, i + 1) - begin, columns);
   }
 }
 

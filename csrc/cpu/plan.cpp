@@ -30,6 +30,9 @@ constexpr int64_t kEnoughSteps = 128;
 // each row costs a page walk: copies of 32 rows ran at 7, 9, 12 and 24 GB/s in runs of 192, 384, 768 and 1536 floats.
 constexpr int64_t kLongestRun = 2048;
 
+// Output channels of a block of dot products, at least: the rows of grad_output that are read along with the panel.
+constexpr int64_t kDotBlock = 24;
+
 struct Planner {
   const Conv1dProblem& p;
   const ElementSizes sizes;
@@ -148,7 +151,7 @@ struct Planner {
     Plan plan{};
     plan.algorithm = Algorithm::kColumns;
     plan.reduction_chunks = 1;
-    plan.position_block = std::clamp<int64_t>(p.batch * p.out_length, 1, 16);
+    plan.position_block = std::clamp<int64_t>(p.batch * p.out_length, 1, kMostColumns);
     plan.position_blocks = ceil_div(p.batch * p.out_length, plan.position_block);
     // The columns of a block in a quarter of the L2 cache.
     plan.channel_block = std::clamp<int64_t>(panel_budget / 2 / plan.position_block / p.kernel_size, 1, in_per_group);
@@ -182,18 +185,24 @@ struct Planner {
 
   Plan backward_weight() const {
     Plan plan{};
-    const bool dot = out_per_group * 4 <= tile.lanes;
+    const int64_t rows = in_per_group * p.kernel_size;
+    // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and 15 % for adding up lanes
+    // and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose. (Measured: the two meet
+    // at 128 weights a channel; 96: 65 and 70 GFLOP/s, 512: 76 and 59.)
+    const double fmas = double(rows) / tile.lanes, waste = double(round_up(out_per_group, tile.lanes)) / out_per_group;
+    const bool dot = out_per_group * 4 <= tile.lanes ||
+                     (p.out_length >= 8 * tile.lanes && fmas * 1.15 <= fmas * waste + 1.2);
     plan.algorithm = dot ? Algorithm::kDot : Algorithm::kPanel;
     plan.direct = false;
     plan.pack_weight = true;
-    const int64_t rows = in_per_group * p.kernel_size;
-    const int64_t sum_budget = panel_budget;
+    const int64_t sum_budget = dot ? panel_budget / tile.lanes : panel_budget;
     // A block of sums is rows x columns. For each block of columns the input is copied to the panel, min(stride, K)
     // elements an output position; for each block of rows grad_output is transposed. In this shape both cost the same.
     const int64_t best = std::sqrt(double(sum_budget) * std::min(p.stride, p.kernel_size) / p.kernel_size);
-    plan.out_block = dot ? out_per_group
-                         : balanced_block(out_per_group, round_up(best - tile_columns / 2, tile_columns), tile.lanes);
-    const int64_t columns = plan.out_block;
+    plan.out_block =
+        dot ? balanced_block(out_per_group, std::max(kDotBlock, sum_budget / rows), 1)
+            : balanced_block(out_per_group, round_up(best - tile_columns / 2, tile_columns), tile.lanes);
+    const int64_t columns = plan.out_block;  // of sums
     plan.tap_block = balanced_block(p.kernel_size, std::max<int64_t>(1, sum_budget / columns), 1);
     plan.channel_block = balanced_block(in_per_group, sum_budget / columns / plan.tap_block, 1);
     // The transposed grad_output of a tile in three quarters of the L1 cache.
@@ -204,7 +213,8 @@ struct Planner {
     const auto fit = [&] {
       const int64_t taps = plan.tap_block;
       const auto positions_in = [&](int64_t pitch, int64_t halo) {
-        return std::min((panel_budget - plan.channel_block * halo) / (plan.channel_block * pitch + columns), kLongestRun);
+        return std::min((panel_budget - plan.channel_block * halo) / (plan.channel_block * pitch + (dot ? 0 : columns)),
+                        dot ? plan.reduction_block : kLongestRun);
       };
       if (dot) {  // taps are unit-stride reads of a row per phase
         plan.panel_phases = std::min(period, taps);
@@ -238,9 +248,11 @@ struct Planner {
     plan.batch_block = std::min(plan.batch_block, ceil_div(kLongestRun, p.out_length));
     plan.panel_width = row_width(plan.batch_block * plan.item_pitch);
     plan.step_table = plan.batch_block * plan.position_block;
+    if (dot) plan.step_table = columns;
     plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width + 64;
-    plan.weight_elements = plan.step_table * columns + 64;
-    plan.result_elements = plan.channel_block * plan.tap_block * columns;
+    // Only a grad_output whose rows are not contiguous is copied for dot products.
+    plan.weight_elements = dot && p.output.position == 1 ? 0 : plan.batch_block * plan.position_block * columns + 64;
+    plan.result_elements = plan.channel_block * plan.tap_block * columns * (dot ? tile.lanes : 1);
 
     const int64_t other_units =
         p.groups * ceil_div(out_per_group, plan.out_block) * ceil_div(p.kernel_size, plan.tap_block);

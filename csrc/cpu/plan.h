@@ -22,7 +22,7 @@ enum class Algorithm {
   // Outputs of a few positions, where the weights are the traffic: the inputs that each output position meets are laid
   // out as one row [in_channel][tap], just as the weights are stored, and both are read along it.
   kColumns,
-  // Weight gradients of few output channels: dot products along the positions.
+  // Weight gradients of few output channels, or of few weights for each: dot products along the positions.
   kDot,
 };
 
@@ -62,8 +62,8 @@ struct Plan {
 // for every 256 FMAs of a sum cost about one percent.
 constexpr int64_t kLongestPart = 256;
 
-// Output channels that kColumns keeps the addresses of, at most.
-constexpr int64_t kColumnsOutBlock = 64;
+// Output channels and columns that kColumns keeps the addresses of, at most.
+constexpr int64_t kColumnsOutBlock = 64, kMostColumns = 16;
 
 // Whether backward_input leaves input positions that no output meets, as strides beyond the kernel do. They are the
 // caller's to clear.
