@@ -168,18 +168,31 @@ template <class Storage>
 void pack_weight(
     const Storage* weight, const int64_t* row_offset, int64_t rows, int64_t channels, int64_t channel_stride,
     int64_t taps, int64_t tap_stride, Acc<Storage>* dst) {
-  const int64_t row_stride = rows > 1 ? row_offset[1] - row_offset[0] : 0;
-  bool even = tap_stride == 1 && (channel_stride == taps || channels == 1);  // a row is contiguous
+  const int64_t row_stride = rows > 1 ? row_offset[1] - row_offset[0] : 1;
+  bool even = true;
   for (int64_t row = 1; row < rows; ++row) even = even && row_offset[row] - row_offset[row - 1] == row_stride;
-  if (even) {
-    transpose(weight + row_offset[0], row_stride, rows, channels * taps, dst, rows);
+  const Storage* first = weight + row_offset[0];
+  if (even && tap_stride == 1 && (channel_stride == taps || channels == 1)) {  // rows are contiguous
+    transpose(first, row_stride, rows, channels * taps, dst, rows);
     return;
   }
-  for (int64_t channel = 0; channel < channels; ++channel) {
-    for (int64_t row = 0; row < rows; ++row) {
-      const Storage* from = weight + row_offset[row] + channel * channel_stride;
-      Acc<Storage>* to = dst + channel * taps * rows + row;
-      for (int64_t tap = 0; tap < taps; ++tap) to[tap * rows] = widen(from[tap * tap_stride]);
+  // A channel is a few short pieces of memory, far from the next channel's: too far for the CPU to see them coming.
+  constexpr int64_t kAhead = 8, kLine = 64 / sizeof(Storage);
+  const int64_t piece = row_offset[rows - 1] - row_offset[0] + (taps - 1) * tap_stride;
+  for (int64_t channel = 0; channel < channels; ++channel, first += channel_stride) {
+    const Storage* ahead = first + min_of(kAhead, channels - 1 - channel) * channel_stride;
+    for (int64_t i = 0; i <= piece; i += kLine) __builtin_prefetch(ahead + i);
+    if (even && row_stride == 1) {
+      for (int64_t tap = 0; tap < taps; ++tap, dst += rows) copy_row(first + tap * tap_stride, 1, rows, dst);
+    } else if (even && tap_stride == 1) {
+      transpose(first, row_stride, rows, taps, dst, rows);
+      dst += taps * rows;
+    } else {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        for (int64_t row = 0; row < rows; ++row) {
+          *dst++ = widen(weight[row_offset[row] + channel * channel_stride + tap * tap_stride]);
+        }
+      }
     }
   }
 }
