@@ -1,9 +1,7 @@
-// conv1d_backward_input by panels. Input position p = j * stride + residue gets
-//   sum over oc and the taps k with (residue + padding_left - k * dilation) divisible by stride of
-//   weight[oc, ic, k] * grad_output[oc, j + (residue + padding_left - k * dilation) / stride].
-// Taps k, k + panel_phases, k + 2 * panel_phases, ... share a residue: a class. It is a convolution of stride 1 over a
-// panel [out_channel][position] of grad_output. Rows of the tile are pairs of an input channel and a class, for classes
-// that read grad_output at the same positions; vectors lie along j. Residues that no tap meets are left as they are.
+// conv1d_backward_input by panels. Each class of taps (tap_classes_inl.h) is a convolution of stride 1 over a panel
+//   panel[out_channel][position]
+// of grad_output. Rows of the register tile are pairs of an input channel and a class, for classes that read grad_output
+// at the same positions; vectors lie along j. Residues that no tap meets are left as they are.
 #pragma once
 
 namespace conv1d_ext {
@@ -19,8 +17,9 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   const BackwardInputArgs& args;
   const int64_t in_per_group = problem.in_channels / problem.groups;
   const int64_t out_per_group = problem.out_channels / problem.groups;
-  const int64_t classes = min_of(plan.panel_phases, problem.kernel_size);
-  const int64_t taps_per_class = ceil_div(problem.kernel_size, plan.panel_phases);
+  using Segment = TapClasses::Segment;
+  const TapClasses classes{problem, plan.panel_phases};
+  const int64_t taps_per_class = classes.taps(0);
 
   // A block of inputs: batch items [n0, n1), a group, positions j * stride + residue with j in [j0, j1). `edges`: only
   // the padding positions among them, to be added to the positions that they repeat.
@@ -33,29 +32,12 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   BackwardInputPanel(const Conv1dProblem& p, const Plan& pl, const BackwardInputArgs& a, void* memory)
       : PanelMemory<T>(pl, memory), problem(p), plan(pl), args(a) {}
 
-  // The first tap of a class reads grad_output at j + offset(class), and its residue is the rest of that division.
-  int64_t offset(int64_t tap_class) const {
-    return ceil_div(problem.padding_left - tap_class * problem.dilation, problem.stride);
-  }
-  int64_t residue(int64_t tap_class) const {
-    return offset(tap_class) * problem.stride - problem.padding_left + tap_class * problem.dilation;
-  }
-  int64_t taps_of(int64_t tap_class) const { return ceil_div(problem.kernel_size - tap_class, plan.panel_phases); }
-  // Classes from `first` on which read the same positions: they share the tile. Rows are numbered segment by segment.
-  struct Segment {
-    int64_t class0, class1;
-  };
-  Segment segment_from(int64_t first) const {
-    int64_t end = first + 1;
-    while (end < classes && offset(end) == offset(first) && taps_of(end) == taps_of(first)) ++end;
-    return {first, end};
-  }
   // What the first column of the panel is for taps [.., m_end) of all classes: j0 + lowest_offset(m_end).
-  int64_t lowest_offset(int64_t m_end) const { return offset(classes - 1) - (m_end - 1) * plan.phase_shift; }
+  int64_t lowest_offset(int64_t m_end) const { return classes.offset(classes.count - 1) - (m_end - 1) * plan.phase_shift; }
 
   void fill_panel(const Block& block, int64_t oc0, int64_t oc1, int64_t m0, int64_t m1) {
     const int64_t start = block.j0 + lowest_offset(m1);
-    const int64_t count = block.j1 - block.j0 + offset(0) - m0 * plan.phase_shift - lowest_offset(m1);
+    const int64_t count = block.j1 - block.j0 + classes.offset(0) - m0 * plan.phase_shift - lowest_offset(m1);
     for (int64_t oc = oc0; oc < oc1; ++oc) {
       T* dst = panel + (oc - oc0) * plan.panel_width;
       for (int64_t n = block.n0; n < block.n1; ++n, dst += plan.item_pitch) {
@@ -68,69 +50,100 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     }
   }
 
-  int64_t channel_of(const Segment& segment, int64_t row) const {
-    return (row - segment.class0 * in_per_group) / (segment.class1 - segment.class0);
+  // Rows of a segment, in balanced tiles.
+  int64_t rows_of(const Segment& segment) const { return in_per_group * segment.classes(); }
+  int64_t tiles_of(const Segment& segment) const { return ceil_div(rows_of(segment), kTileRows); }
+  int64_t first_row(const Segment& segment, int64_t tile) const {
+    return part_begin(rows_of(segment), tiles_of(segment), tile);
   }
-  int64_t class_of(const Segment& segment, int64_t row) const {
-    return segment.class0 + (row - segment.class0 * in_per_group) % (segment.class1 - segment.class0);
-  }
-  // The rows of one more input channel.
-  int64_t first_row(const Segment& segment, int64_t ic) const {
-    return segment.class0 * in_per_group + ic * (segment.class1 - segment.class0);
+  int64_t channel_of(const Segment& segment, int64_t row) const { return row / segment.classes(); }
+  int64_t class_of(const Segment& segment, int64_t row) const { return segment.begin + row % segment.classes(); }
+
+  WeightTile weight_tile(const Segment& segment, int64_t index) const {
+    WeightTile tile;
+    const int64_t row = first_row(segment, index);
+    tile.rows = first_row(segment, index + 1) - row;
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      tile.row_offset[r] =
+          channel_of(segment, row + r) * problem.weight.in_channel + class_of(segment, row + r) * problem.weight.tap;
+    }
+    return tile;
   }
 
-  // Adds taps [m0, m1) and output channels [oc0, oc1) to rows [row0, row1) of a segment.
+  // The packed weights are [group][segment][tile][out_channel][tap][row], with room behind each tile for what
+  // pack_weight writes too much.
+  int64_t packed_offset(int64_t group, const Segment& segment, int64_t tile) const {
+    int64_t offset = group * (plan.packed_bytes / int64_t{sizeof(T)} / problem.groups);
+    for (int64_t first = 0; first < segment.begin;) {
+      const Segment before = classes.segment_from(first);
+      offset += rows_of(before) * classes.taps(first) * out_per_group + tiles_of(before) * kPackSlack;
+      first = before.end;
+    }
+    return offset + first_row(segment, tile) * classes.taps(segment.begin) * out_per_group + tile * kPackSlack;
+  }
+
+  const Storage* group_weight(int64_t group) const {
+    return static_cast<const Storage*>(args.weight) + group * out_per_group * problem.weight.out_channel;
+  }
+
+  // Adds taps [m0, m1) and output channels [oc0, oc1) to the rows of tiles [tile0, tile1) of a segment.
   void run(
-      const Block& block, const Segment& segment, int64_t row0, int64_t row1, int64_t oc0, int64_t oc1, int64_t m0,
+      const Block& block, const Segment& segment, int64_t tile0, int64_t tile1, int64_t oc0, int64_t oc1, int64_t m0,
       int64_t m1) {
-    const Storage* weight = static_cast<const Storage*>(args.weight) +
-                            (block.group * out_per_group + oc0) * problem.weight.out_channel +
+    const Storage* weight = group_weight(block.group) + oc0 * problem.weight.out_channel +
                             m0 * plan.panel_phases * problem.weight.tap;
-    const bool first = oc0 == 0 && m0 == 0;
+    const WeightSteps steps{
+        oc1 - oc0, problem.weight.out_channel, m1 - m0, plan.panel_phases * problem.weight.tap};
+    const int64_t segment_taps = classes.taps(segment.begin);
+    const T* all_packed = plan.pack_weight == PackWeight::kAll
+                              ? static_cast<const T*>(args.packed_weight) + packed_offset(block.group, segment, 0)
+                              : nullptr;
+    const int64_t packed_tile = kTileRows * steps.channels * steps.taps + kPackSlack;
     const T zeros[kTileRows] = {};
-    int64_t weight_row[kTileRows];
     Sums<T> sums;
-    sums.channels = oc1 - oc0;
-    sums.taps = m1 - m0;
-    sums.a_channel = problem.weight.out_channel;
+    sums.channels = steps.channels;
+    sums.taps = steps.taps;
+    sums.a_channel = steps.channel_stride;
     sums.b_channel = plan.panel_width;
     this->set_steps(
         plan, sums.channels, sums.taps, sums.b_channel, sums.a_channel,
-        [&](int64_t m) { return -m * plan.phase_shift; },
-        [&](int64_t m) { return m * plan.panel_phases * problem.weight.tap; });
+        [&](int64_t m) { return -m * plan.phase_shift; }, [&](int64_t m) { return m * steps.tap_stride; });
     Tile<T>& tile = sums.tile;
-    tile.a_row = weight_row;
     tile.a_step = weight_step;
-    tile.b = panel + offset(segment.class0) - m0 * plan.phase_shift -
+    tile.b = panel + classes.offset(segment.begin) - m0 * plan.phase_shift -
              lowest_offset(min_of(m0 + plan.tap_block, taps_per_class));
     tile.b_step = panel_step;
-    tile.init = first ? zeros : nullptr;
+    tile.init = oc0 == 0 && m0 == 0 ? zeros : nullptr;
     tile.columns = block.columns;
-    const int64_t tiles = ceil_div(row1 - row0, kTileRows);
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t begin = row0 + part_begin(row1 - row0, tiles, i),
-                    end = row0 + part_begin(row1 - row0, tiles, i + 1);
-      for (int64_t row = begin; row < end; ++row) {
-        weight_row[row - begin] =
-            channel_of(segment, row) * problem.weight.in_channel + class_of(segment, row) * problem.weight.tap;
+    WeightTile weights[kMostPackTiles];
+    for (int64_t some = tile0; some < tile1; some += plan.pack_tiles) {
+      const int64_t count = min_of(plan.pack_tiles, tile1 - some);
+      for (int64_t i = 0; i < count; ++i) weights[i] = weight_tile(segment, some + i);
+      if (plan.pack_weight == PackWeight::kTiles) {
+        pack_weight(weight, weights, count, steps, packed_weight, packed_tile);
       }
-      tile.c_row = round_up(block.columns, Vec<T>::kLanes);
-      tile.c = results + (begin - row0) * tile.c_row;
-      if constexpr (kStoredAsComputed<Storage>) {
-        if (plan.direct && !block.edges) {
-          tile.c = input_row(block, block.n0, channel_of(segment, begin)) + block.j0;
-          tile.c_row = problem.input.channel;
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = first_row(segment, some + i), rows = weights[i].rows;
+        tile.a_row = weights[i].row_offset;
+        tile.c_row = round_up(block.columns, Vec<T>::kLanes);
+        tile.c = results + (row - first_row(segment, tile0)) * tile.c_row;
+        if constexpr (kStoredAsComputed<Storage>) {
+          if (plan.direct && !block.edges) {
+            tile.c = input_row(block, block.n0, channel_of(segment, row)) + block.j0;
+            tile.c_row = problem.input.channel;
+          }
         }
-      }
-      if (plan.pack_weight) {
-        pack_weight(
-            weight, weight_row, end - begin, sums.channels, problem.weight.out_channel, sums.taps,
-            plan.panel_phases * problem.weight.tap, packed_weight);
-        tile.a = packed_weight;
-        run_sums<T, true>(sums, end - begin);
-      } else if constexpr (kStoredAsComputed<Storage>) {
-        tile.a = weight;
-        run_sums<T, false>(sums, end - begin);
+        if (plan.pack_weight == PackWeight::kNo) {
+          if constexpr (kStoredAsComputed<Storage>) {
+            tile.a = weight;
+            run_sums<T, false>(sums, rows);
+          }
+        } else {
+          tile.a = all_packed == nullptr ? packed_weight + i * packed_tile
+                                         : all_packed + row * segment_taps * out_per_group + (some + i) * kPackSlack +
+                                               (oc0 * segment_taps + m0) * rows;
+          run_sums<T, true>(sums, rows);
+        }
       }
     }
   }
@@ -138,7 +151,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   void store_results(const Block& block, const Segment& segment, int64_t row0, int64_t row1) {
     const int64_t pitch = round_up(block.columns, Vec<T>::kLanes);
     for (int64_t row = row0; row < row1; ++row) {
-      const int64_t rest = residue(class_of(segment, row));
+      const int64_t rest = classes.residue(class_of(segment, row));
       const int64_t count =
           min_of(block.j1, ceil_div(problem.in_length - rest, problem.stride)) - block.j0;  // not past the input
       for (int64_t n = block.n0; n < block.n1; ++n) {
@@ -180,22 +193,34 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
 
   void add_to(T value, Storage* dst) const { narrow(problem.negate ? widen(*dst) - value : widen(*dst) + value, dst); }
 
-  // Rows [row0, row1) of a segment, in a block whose panel may have been filled before.
-  void compute(const Block& block, const Segment& segment, int64_t row0, int64_t row1) {
-    const int64_t taps = taps_of(segment.class0);
+  // Tiles [tile0, tile1) of a segment, in a block whose panel may have been filled before.
+  void compute(const Block& block, const Segment& segment, int64_t tile0, int64_t tile1) {
+    const int64_t taps = classes.taps(segment.begin);
     const bool direct = plan.direct && !block.edges;
-    const int64_t step = direct ? row1 - row0 : plan.out_block;
-    for (int64_t row = row0; row < row1; row += step) {
-      const int64_t row_end = min_of(row + step, row1);
+    const int64_t step = direct ? tile1 - tile0 : ceil_div(plan.out_block, kTileRows);
+    for (int64_t tile = tile0; tile < tile1; tile += step) {
+      const int64_t tile_end = min_of(tile + step, tile1);
       for (int64_t oc = 0; oc < out_per_group; oc += plan.channel_block) {
         const int64_t oc_end = min_of(oc + plan.channel_block, out_per_group);
         for (int64_t m = 0; m < taps; m += plan.tap_block) {
           const int64_t m_end = min_of(m + plan.tap_block, taps_per_class);
           if (!whole_panel()) fill_panel(block, oc, oc_end, m, m_end);
-          run(block, segment, row, row_end, oc, oc_end, m, min_of(m_end, taps));
+          run(block, segment, tile, tile_end, oc, oc_end, m, min_of(m_end, taps));
         }
       }
-      if (!direct) store_results(block, segment, row, row_end);
+      if (!direct) store_results(block, segment, first_row(segment, tile), first_row(segment, tile_end));
+    }
+  }
+
+  // Tiles are numbered segment by segment.
+  template <class Body>
+  void for_segments(int64_t tile0, int64_t tile1, const Body& body) const {
+    for (int64_t first = 0, before = 0; first < classes.count;) {
+      const Segment segment = classes.segment_from(first);
+      const int64_t from = max_of(tile0 - before, 0), to = min_of(tile1 - before, tiles_of(segment));
+      if (from < to) body(segment, from, to);
+      before += tiles_of(segment);
+      first = segment.end;
     }
   }
 
@@ -210,18 +235,39 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   }
 };
 
+// Work units: [group][tile of rows].
+template <class Storage>
+void pack_backward_input(
+    const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, int64_t begin, int64_t end) {
+  using T = Acc<Storage>;
+  using Kernel = BackwardInputPanel<Storage>;
+  const Kernel kernel(problem, plan, args, nullptr);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t group = unit / plan.out_tiles, index = unit % plan.out_tiles;
+    kernel.for_segments(index, index + 1, [&](const typename Kernel::Segment& segment, int64_t tile, int64_t) {
+      const WeightTile weights = kernel.weight_tile(segment, tile);
+      pack_weight(
+          kernel.group_weight(group), &weights, 1,
+          {kernel.out_per_group, problem.weight.out_channel, kernel.classes.taps(segment.begin),
+           plan.panel_phases * problem.weight.tap},
+          static_cast<T*>(args.packed_weight) + kernel.packed_offset(group, segment, tile), 0);
+    });
+  }
+}
+
 // Work units: [batch block][group][position block][tile of rows].
 template <class Storage>
 void backward_input_panel(
     const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* scratch, int64_t begin,
     int64_t end) {
-  BackwardInputPanel<Storage> kernel(problem, plan, args, scratch);
-  const int64_t positions = ceil_div(problem.in_length, problem.stride), rows = kernel.in_per_group * kernel.classes;
+  using Kernel = BackwardInputPanel<Storage>;
+  Kernel kernel(problem, plan, args, scratch);
+  const int64_t positions = ceil_div(problem.in_length, problem.stride);
   for (int64_t unit = begin; unit < end;) {
     const int64_t index = unit / plan.out_tiles, tile0 = unit % plan.out_tiles;
     const int64_t tile1 = min_of(plan.out_tiles, tile0 + end - unit);
     const int64_t batch_index = index / plan.position_blocks / problem.groups;
-    typename BackwardInputPanel<Storage>::Block block;
+    typename Kernel::Block block;
     block.n0 = batch_index * plan.batch_block;
     block.n1 = min_of(block.n0 + plan.batch_block, problem.batch);
     block.group = index / plan.position_blocks % problem.groups;
@@ -231,31 +277,24 @@ void backward_input_panel(
     block.columns = (block.n1 - block.n0 - 1) * plan.item_pitch + block.j1 - block.j0;
     block.edges = false;
     kernel.fill_whole_panel(block);
-    const int64_t row0 = part_begin(rows, plan.out_tiles, tile0), row1 = part_begin(rows, plan.out_tiles, tile1);
-    for (int64_t first = 0; first < kernel.classes;) {
-      const auto segment = kernel.segment_from(first);
-      const int64_t from = max_of(row0, kernel.first_row(segment, 0));
-      const int64_t to = min_of(row1, kernel.first_row(segment, kernel.in_per_group));
-      if (from < to) kernel.compute(block, segment, from, to);
-      first = segment.class1;
-    }
+    kernel.for_segments(tile0, tile1, [&](const typename Kernel::Segment& segment, int64_t from, int64_t to) {
+      kernel.compute(block, segment, from, to);
+    });
     unit += tile1 - tile0;
   }
 }
 
-// Work units: [batch][group][tile of input channels]. A unit adds all the padding of its channels, from left to right.
+// Work units: [batch][group]. A unit adds all the padding of its channels, from left to right.
 template <class Storage>
 void backward_input_edges(
     const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* scratch, int64_t begin,
     int64_t end) {
-  BackwardInputPanel<Storage> kernel(problem, plan, args, scratch);
-  const int64_t tiles = plan.edge_units / (problem.batch * problem.groups);
+  using Kernel = BackwardInputPanel<Storage>;
+  Kernel kernel(problem, plan, args, scratch);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t ic0 = part_begin(kernel.in_per_group, tiles, unit % tiles);
-    const int64_t ic1 = part_begin(kernel.in_per_group, tiles, unit % tiles + 1);
-    typename BackwardInputPanel<Storage>::Block block;
-    block.group = unit / tiles % problem.groups;
-    block.n0 = unit / tiles / problem.groups;
+    typename Kernel::Block block;
+    block.group = unit % problem.groups;
+    block.n0 = unit / problem.groups;
     block.n1 = block.n0 + 1;
     block.edges = true;
     const auto add_range = [&](int64_t first_position, int64_t end_position) {
@@ -265,11 +304,9 @@ void backward_input_edges(
         block.j1 = min_of(j + plan.position_block, j_end);
         block.columns = block.j1 - block.j0;
         kernel.fill_whole_panel(block);
-        for (int64_t first = 0; first < kernel.classes;) {
-          const auto segment = kernel.segment_from(first);
-          kernel.compute(block, segment, kernel.first_row(segment, ic0), kernel.first_row(segment, ic1));
-          first = segment.class1;
-        }
+        kernel.for_segments(0, plan.out_tiles, [&](const typename Kernel::Segment& segment, int64_t from, int64_t to) {
+          kernel.compute(block, segment, from, to);
+        });
       }
     };
     add_range(-problem.padding_left, 0);

@@ -77,13 +77,29 @@ void for_units(Kernel kernel, const Conv1dProblem& problem, const Plan& plan, co
   });
 }
 
-void run(const Kernels& kernels, const Conv1dProblem& problem, const ForwardArgs& args) {
+// Packs all weights where the plan says so. They live as long as the result.
+template <class Kernel, class Args>
+at::DataPtr pack_weights(Kernel kernel, const Conv1dProblem& problem, const Plan& plan, Args* args) {
+  at::DataPtr packed;
+  if (plan.packed_bytes > 0) {
+    packed = c10::GetCPUAllocator()->allocate(plan.packed_bytes);
+    args->packed_weight = packed.get();
+    for_ranges(problem.groups * plan.out_tiles, plan.packed_bytes, [&](int64_t begin, int64_t end) {
+      kernel(problem, plan, *args, begin, end);
+    });
+  }
+  return packed;
+}
+
+void run(const Kernels& kernels, const Conv1dProblem& problem, ForwardArgs args) {
   const Plan plan = make_plan(Op::kForward, problem, kernels.sizes, kernels.tile, cache_sizes());
+  const at::DataPtr packed = pack_weights(kernels.run.pack_forward, problem, plan, &args);
   for_units(kernels.run.forward, problem, plan, args, plan.units);
 }
 
-void run(const Kernels& kernels, const Conv1dProblem& problem, const BackwardInputArgs& args) {
+void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs args) {
   const Plan plan = make_plan(Op::kBackwardInput, problem, kernels.sizes, kernels.tile, cache_sizes());
+  const at::DataPtr packed = pack_weights(kernels.run.pack_backward_input, problem, plan, &args);
   for_units(kernels.run.backward_input, problem, plan, args, plan.units);
   for_units(kernels.run.backward_input_edges, problem, plan, args, plan.edge_units);
 }
@@ -185,7 +201,7 @@ at::Tensor conv1d_cpu(
     run(kernels, problem,
         ForwardArgs{
             input.const_data_ptr(), weight.const_data_ptr(), bias_row.defined() ? bias_row.const_data_ptr() : nullptr,
-            output.mutable_data_ptr()});
+            output.mutable_data_ptr(), nullptr});
     return output;
   }
   const at::Tensor bias_parts =  // [2, C_out]
@@ -197,7 +213,7 @@ at::Tensor conv1d_cpu(
     run(kernels, real,
         ForwardArgs{
             part(input, in_part), part(weight, weight_part), bias_row.defined() ? bias_row.const_data_ptr() : nullptr,
-            mutable_part(output, out_part)});
+            mutable_part(output, out_part), nullptr});
   });
   return output;
 }
@@ -217,14 +233,15 @@ at::Tensor conv1d_backward_input_cpu(
   const Kernels kernels = kernels_for(at::toRealValueType(grad_output.scalar_type()));
   if (!grad_output.is_complex()) {
     run(kernels, problem,
-        BackwardInputArgs{grad_output.const_data_ptr(), weight.const_data_ptr(), grad_input.mutable_data_ptr()});
+        BackwardInputArgs{
+            grad_output.const_data_ptr(), weight.const_data_ptr(), grad_input.mutable_data_ptr(), nullptr});
     return grad_input;
   }
   multiply_parts(
       problem, grad_output, weight, [&](const Conv1dProblem& real, int grad_part, int weight_part, int part_) {
         run(kernels, real,
             BackwardInputArgs{
-                part(grad_output, grad_part), part(weight, weight_part), mutable_part(grad_input, part_)});
+                part(grad_output, grad_part), part(weight, weight_part), mutable_part(grad_input, part_), nullptr});
       });
   return grad_input;
 }

@@ -50,14 +50,28 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     }
   }
 
-  // Adds taps [k0, k1) of input channels [ic0, ic1) to output channels [oc0, oc1) of the group.
-  void run(const Block& block, int64_t oc0, int64_t oc1, int64_t ic0, int64_t ic1, int64_t k0, int64_t k1) {
-    const Storage* weight = static_cast<const Storage*>(args.weight) +
-                            block.group * out_per_group * problem.weight.out_channel + ic0 * problem.weight.in_channel +
-                            k0 * problem.weight.tap;
+  // The first output channel of a tile, in its group.
+  int64_t first_row(int64_t tile) const { return part_begin(out_per_group, plan.out_tiles, tile); }
+
+  WeightTile weight_tile(int64_t index) const {
+    WeightTile tile;
+    tile.rows = first_row(index + 1) - first_row(index);
+    for (int64_t r = 0; r < tile.rows; ++r) tile.row_offset[r] = (first_row(index) + r) * problem.weight.out_channel;
+    return tile;
+  }
+
+  // The packed weights are [group][tile][in_channel][tap][row], with room behind each tile for what pack_weight writes
+  // too much.
+  int64_t packed_offset(int64_t group, int64_t tile) const {
+    return group * (plan.packed_bytes / int64_t{sizeof(T)} / problem.groups) +
+           first_row(tile) * in_per_group * problem.kernel_size + tile * kPackSlack;
+  }
+
+  // Adds taps [k0, k1) of input channels [ic0, ic1) to the output channels of tiles [tile0, tile1).
+  void run(const Block& block, int64_t tile0, int64_t tile1, int64_t ic0, int64_t ic1, int64_t k0, int64_t k1) {
+    const Storage* weight = group_weight(block.group) + ic0 * problem.weight.in_channel + k0 * problem.weight.tap;
     const bool first = ic0 == 0 && k0 == 0;
     T init[kTileRows];
-    int64_t weight_row[kTileRows];
     Sums<T> sums;
     sums.channels = ic1 - ic0;
     sums.taps = k1 - k0;
@@ -68,37 +82,41 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
         [&](int64_t k) { return k % plan.panel_phases * plan.panel_width + k / plan.panel_phases * plan.phase_shift; },
         [&](int64_t k) { return k * problem.weight.tap; });
     Tile<T>& tile = sums.tile;
-    tile.a_row = weight_row;
     tile.a_step = weight_step;
     tile.b = panel;
     tile.b_step = panel_step;
     tile.init = first ? init : nullptr;
     tile.columns = block.columns;
-    const int64_t tiles = ceil_div(oc1 - oc0, kTileRows);
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t begin = oc0 + part_begin(oc1 - oc0, tiles, i), end = oc0 + part_begin(oc1 - oc0, tiles, i + 1);
-      for (int64_t r = 0; r < end - begin; ++r) {
-        init[r] = first ? bias(block.group * out_per_group + begin + r) : T{0};
-        weight_row[r] = (begin + r) * problem.weight.out_channel;
-      }
+    for (int64_t i = tile0; i < tile1; ++i) {
+      const WeightTile weights = weight_tile(i);
+      const int64_t row = first_row(i);
+      for (int64_t r = 0; r < weights.rows && first; ++r) init[r] = bias(block.group * out_per_group + row + r);
+      tile.a_row = weights.row_offset;
       tile.c_row = round_up(block.columns, Vec<T>::kLanes);
-      tile.c = results + (begin - oc0) * tile.c_row;
+      tile.c = results + (row - first_row(tile0)) * tile.c_row;
       if constexpr (kStoredAsComputed<Storage>) {
         if (plan.direct) {
-          tile.c = output_row(block, block.n0, begin);
+          tile.c = output_row(block, block.n0, row);
           tile.c_row = problem.output.channel;
         }
       }
-      if (plan.pack_weight) {
-        pack_weight(
-            weight, weight_row, end - begin, sums.channels, problem.weight.in_channel, sums.taps, problem.weight.tap,
-            packed_weight);
-        tile.a = packed_weight;
-        run_sums<T, true>(sums, end - begin);
-      } else if constexpr (kStoredAsComputed<Storage>) {
-        tile.a = weight;
-        run_sums<T, false>(sums, end - begin);
+      if (plan.pack_weight == PackWeight::kNo) {
+        if constexpr (kStoredAsComputed<Storage>) {
+          tile.a = weight;
+          run_sums<T, false>(sums, weights.rows);
+        }
+        continue;
       }
+      if (plan.pack_weight == PackWeight::kAll) {
+        tile.a = static_cast<const T*>(args.packed_weight) + packed_offset(block.group, i) +
+                 (ic0 * problem.kernel_size + k0) * weights.rows;
+      } else {
+        pack_weight(
+            weight, &weights, 1, {sums.channels, problem.weight.in_channel, sums.taps, problem.weight.tap},
+            packed_weight, 0);
+        tile.a = packed_weight;
+      }
+      run_sums<T, true>(sums, weights.rows);
     }
   }
 
@@ -113,23 +131,27 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     }
   }
 
-  // Output channels [oc0, oc1) of a block.
-  void compute(const Block& block, int64_t oc0, int64_t oc1) {
+  // The output channels of tiles [tile0, tile1) of a block.
+  void compute(const Block& block, int64_t tile0, int64_t tile1) {
     const bool whole_panel = plan.channel_block >= in_per_group && plan.tap_block >= problem.kernel_size;
     if (whole_panel) fill_panel(block, 0, in_per_group, 0, problem.kernel_size);
-    const int64_t step = plan.direct ? oc1 - oc0 : plan.out_block;
-    for (int64_t oc = oc0; oc < oc1; oc += step) {
-      const int64_t oc_end = min_of(oc + step, oc1);
+    const int64_t step = plan.direct ? tile1 - tile0 : ceil_div(plan.out_block, kTileRows);
+    for (int64_t tile = tile0; tile < tile1; tile += step) {
+      const int64_t tile_end = min_of(tile + step, tile1);
       for (int64_t ic = 0; ic < in_per_group; ic += plan.channel_block) {
         const int64_t ic_end = min_of(ic + plan.channel_block, in_per_group);
         for (int64_t k = 0; k < problem.kernel_size; k += plan.tap_block) {
           const int64_t k_end = min_of(k + plan.tap_block, problem.kernel_size);
           if (!whole_panel) fill_panel(block, ic, ic_end, k, k_end);
-          run(block, oc, oc_end, ic, ic_end, k, k_end);
+          run(block, tile, tile_end, ic, ic_end, k, k_end);
         }
       }
-      if (!plan.direct) store_results(block, oc, oc_end);
+      if (!plan.direct) store_results(block, first_row(tile), first_row(tile_end));
     }
+  }
+
+  const Storage* group_weight(int64_t group) const {
+    return static_cast<const Storage*>(args.weight) + group * out_per_group * problem.weight.out_channel;
   }
 
   T bias(int64_t oc) const { return args.bias == nullptr ? T{0} : widen(static_cast<const Storage*>(args.bias)[oc]); }
@@ -139,6 +161,22 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
            (block.group * out_per_group + oc) * problem.output.channel + block.t0 * problem.output.position;
   }
 };
+
+// Work units: [group][tile of output channels].
+template <class Storage>
+void pack_forward(
+    const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, int64_t begin, int64_t end) {
+  using T = Acc<Storage>;
+  const ForwardPanel<Storage> kernel(problem, plan, args, nullptr);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t group = unit / plan.out_tiles, tile = unit % plan.out_tiles;
+    const WeightTile weights = kernel.weight_tile(tile);
+    pack_weight(
+        kernel.group_weight(group), &weights, 1,
+        {kernel.in_per_group, problem.weight.in_channel, problem.kernel_size, problem.weight.tap},
+        static_cast<T*>(args.packed_weight) + kernel.packed_offset(group, tile), 0);
+  }
+}
 
 // Work units: [batch block][group][position block][tile of output channels]. Units of one block of outputs follow each
 // other, so that a thread fills a panel once for all of its tiles.
@@ -159,9 +197,7 @@ void forward_panel(
     block.t0 = block_begin(problem.out_length, lanes, plan.position_blocks, i);
     block.t1 = block_begin(problem.out_length, lanes, plan.position_blocks, i + 1);
     block.columns = (block.n1 - block.n0 - 1) * plan.item_pitch + block.t1 - block.t0;
-    kernel.compute(
-        block, part_begin(kernel.out_per_group, plan.out_tiles, tile0),
-        part_begin(kernel.out_per_group, plan.out_tiles, tile1));
+    kernel.compute(block, tile0, tile1);
     unit += tile1 - tile0;
   }
 }

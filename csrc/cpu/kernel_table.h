@@ -13,12 +13,14 @@ struct ForwardArgs {
   const void* weight;
   const void* bias;  // may be null
   void* output;
+  void* packed_weight;  // plan.packed_bytes, shared by all threads; null where there are none
 };
 
 struct BackwardInputArgs {
   const void* grad_output;
   const void* weight;
   void* grad_input;
+  void* packed_weight;  // as in ForwardArgs
 };
 
 struct BackwardWeightArgs {
@@ -35,6 +37,10 @@ struct BackwardBiasArgs {
 
 // The kernels of one storage type.
 struct KernelSet {
+  // First passes, where plan.packed_bytes > 0: fill packed_weight. Work units: groups * plan.out_tiles.
+  void (*pack_forward)(const Conv1dProblem&, const Plan&, const ForwardArgs&, int64_t begin, int64_t end);
+  void (*pack_backward_input)(const Conv1dProblem&, const Plan&, const BackwardInputArgs&, int64_t begin, int64_t end);
+
   void (*forward)(const Conv1dProblem&, const Plan&, const ForwardArgs&, void* scratch, int64_t begin, int64_t end);
   void (*backward_input)(
       const Conv1dProblem&, const Plan&, const BackwardInputArgs&, void* scratch, int64_t begin, int64_t end);

@@ -3,6 +3,7 @@
 
 #include "cpu/kernel_table.h"
 // In order of use.
+#include "cpu/tap_classes_inl.h"
 #include "cpu/tile_inl.h"
 #include "cpu/panel_inl.h"
 #include "cpu/dot_inl.h"
@@ -29,6 +30,8 @@ void forward(
 template <class Storage>
 constexpr KernelSet kernel_set() {
   return {
+      pack_forward<Storage>,
+      pack_backward_input<Storage>,
       forward<Storage>,
       backward_input_panel<Storage>,
       backward_input_edges<Storage>,

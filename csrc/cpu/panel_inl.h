@@ -162,35 +162,60 @@ void transpose_exactly(const T* src, int64_t src_stride, int64_t rows, int64_t c
   }
 }
 
-// dst[(channel * taps + tap) * rows + row] = weight[row_offset[row] + channel * channel_stride + tap * tap_stride]; up
-// to kSquare elements behind are written, too.
+// The weights of one register tile: weight[row_offset[row] + channel * channel_stride + tap * tap_stride].
+struct WeightTile {
+  int64_t row_offset[kTileRows];
+  int64_t rows;
+};
+
+struct WeightSteps {
+  int64_t channels, channel_stride, taps, tap_stride;
+};
+
+// The same distance from row to row, or 0 where there is none.
+inline int64_t row_stride(const WeightTile& tile) {
+  const int64_t stride = tile.rows > 1 ? tile.row_offset[1] - tile.row_offset[0] : 1;
+  for (int64_t row = 2; row < tile.rows; ++row) {
+    if (tile.row_offset[row] - tile.row_offset[row - 1] != stride) return 0;
+  }
+  return stride;
+}
+
+// dst[tile][(channel * taps + tap) * rows + row], for a few tiles whose rows lie side by side; up to kSquare elements
+// behind are written, too.
 template <class Storage>
 void pack_weight(
-    const Storage* weight, const int64_t* row_offset, int64_t rows, int64_t channels, int64_t channel_stride,
-    int64_t taps, int64_t tap_stride, Acc<Storage>* dst) {
-  const int64_t row_stride = rows > 1 ? row_offset[1] - row_offset[0] : 1;
-  bool even = true;
-  for (int64_t row = 1; row < rows; ++row) even = even && row_offset[row] - row_offset[row - 1] == row_stride;
-  const Storage* first = weight + row_offset[0];
-  if (even && tap_stride == 1 && (channel_stride == taps || channels == 1)) {  // rows are contiguous
-    transpose(first, row_stride, rows, channels * taps, dst, rows);
+    const Storage* weight, const WeightTile* tiles, int64_t tile_count, const WeightSteps& steps, Acc<Storage>* dst,
+    int64_t dst_tile) {
+  const int64_t stride = row_stride(tiles[0]);
+  if (tile_count == 1 && stride != 0 && steps.tap_stride == 1 &&
+      (steps.channel_stride == steps.taps || steps.channels == 1)) {  // rows are contiguous
+    transpose(
+        weight + tiles[0].row_offset[0], stride, tiles[0].rows, steps.channels * steps.taps, dst, tiles[0].rows);
     return;
   }
   // A channel is a few short pieces of memory, far from the next channel's: too far for the CPU to see them coming.
   constexpr int64_t kAhead = 8, kLine = 64 / sizeof(Storage);
-  const int64_t piece = row_offset[rows - 1] - row_offset[0] + (taps - 1) * tap_stride;
-  for (int64_t channel = 0; channel < channels; ++channel, first += channel_stride) {
-    const Storage* ahead = first + min_of(kAhead, channels - 1 - channel) * channel_stride;
-    for (int64_t i = 0; i <= piece; i += kLine) __builtin_prefetch(ahead + i);
-    if (even && row_stride == 1) {
-      for (int64_t tap = 0; tap < taps; ++tap, dst += rows) copy_row(first + tap * tap_stride, 1, rows, dst);
-    } else if (even && tap_stride == 1) {
-      transpose(first, row_stride, rows, taps, dst, rows);
-      dst += taps * rows;
-    } else {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        for (int64_t row = 0; row < rows; ++row) {
-          *dst++ = widen(weight[row_offset[row] + channel * channel_stride + tap * tap_stride]);
+  const WeightTile& last = tiles[tile_count - 1];
+  const int64_t piece_end = last.row_offset[last.rows - 1] + (steps.taps - 1) * steps.tap_stride;
+  for (int64_t channel = 0; channel < steps.channels; ++channel, weight += steps.channel_stride) {
+    const Storage* ahead = weight + min_of(kAhead, steps.channels - 1 - channel) * steps.channel_stride;
+    for (int64_t i = tiles[0].row_offset[0]; i <= piece_end; i += kLine) __builtin_prefetch(ahead + i);
+    for (int64_t i = 0; i < tile_count; ++i) {
+      const WeightTile& tile = tiles[i];
+      const Storage* first = weight + tile.row_offset[0];
+      Acc<Storage>* to = dst + i * dst_tile + channel * steps.taps * tile.rows;
+      if (stride == 1) {
+        for (int64_t tap = 0; tap < steps.taps; ++tap) {
+          copy_row(first + tap * steps.tap_stride, 1, tile.rows, to + tap * tile.rows);
+        }
+      } else if (stride != 0 && steps.tap_stride == 1) {
+        transpose(first, stride, tile.rows, steps.taps, to, tile.rows);
+      } else {
+        for (int64_t tap = 0; tap < steps.taps; ++tap) {
+          for (int64_t row = 0; row < tile.rows; ++row) {
+            *to++ = widen(weight[tile.row_offset[row] + tap * steps.tap_stride]);
+          }
         }
       }
     }

@@ -6,11 +6,10 @@
 #include <cmath>
 #include <numeric>
 
+#include "cpu/tap_classes_inl.h"
+
 namespace conv1d_ext {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // `total` in the fewest blocks of at most `limit`, all but the last of one size: 3 x 320 rather than 384 + 384 + 192.
 int64_t balanced_block(int64_t total, int64_t limit, int64_t multiple) {
@@ -29,6 +28,9 @@ constexpr int64_t kEnoughSteps = 128;
 // Positions that are copied to a panel in one run, at most. Between runs the row changes, and in memory of small pages
 // each row costs a page walk: copies of 32 rows ran at 7, 9, 12 and 24 GB/s in runs of 192, 384, 768 and 1536 floats.
 constexpr int64_t kLongestRun = 2048;
+
+// Weights that are packed all at once, at most: with a thread's scratch memory this stays below 4 MB.
+constexpr int64_t kMostPackedBytes = 3 << 20;
 
 // Output channels of a block of dot products, at least: the rows of grad_output that are read along with the panel.
 constexpr int64_t kDotBlock = 24;
@@ -66,11 +68,12 @@ struct Planner {
 
   // Block sizes for an operator whose panel has `channels` rows of phases and whose tile has `rows` rows, over `length`
   // positions and `taps` taps per position. `spread`: positions added to each row of the panel, besides the halo.
+  // `all_packed`: the weights are.
   void panel_blocks(
       Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t taps, int64_t phases, int64_t shift,
-      int64_t spread) const {
-    // Long rows where few sums are kept per column, so that a row costs little to begin.
-    const int64_t limit = rows < tile.rows ? 2048 : kColumnTiles * tile_columns;
+      int64_t spread, bool all_packed) const {
+    // Long rows where nothing is packed for them, or few sums are kept per column, so that a row costs little to begin.
+    const int64_t limit = all_packed || rows < tile.rows ? kLongestRun : kColumnTiles * tile_columns;
     plan.phase_shift = shift;
     plan.position_block = balanced_block(length, limit, tile.lanes);
     plan.channel_block = channels;
@@ -79,10 +82,12 @@ struct Planner {
       return block_channels * std::min(phases, plan.tap_block) *
              (plan.position_block + halo(plan.tap_block, phases, shift) + spread);
     };
-    // Too large for the cache: fewer channels, at the price of sums that come and go, as long as that is cheap; then
-    // fewer positions, down to 2 tiles; then fewer taps.
-    const int64_t enough_channels = ceil_div(kEnoughSteps, plan.tap_block);
-    while (volume(std::min(channels, enough_channels)) > panel_budget && plan.position_block > 2 * tile_columns) {
+    // Too large for the cache: fewer channels, at the price of sums that come and go, as long as that is cheap (if
+    // weights are packed for each panel: else there is no price to fewer positions); then fewer positions, down to 2
+    // tiles or to the halo, which is copied once more for each block; then fewer taps.
+    const int64_t enough_channels = all_packed ? channels : ceil_div(kEnoughSteps, plan.tap_block);
+    const int64_t enough_positions = std::max(2 * tile_columns, halo(taps, phases, shift));
+    while (volume(std::min(channels, enough_channels)) > panel_budget && plan.position_block > enough_positions) {
       plan.position_block = balanced_block(length, plan.position_block - tile_columns, tile.lanes);
     }
     while (volume(1) > panel_budget && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
@@ -109,20 +114,27 @@ struct Planner {
   }
 
   // What the forward and the input gradient have in common: weights, results and work units over tiles of rows.
-  void rows_and_units(Plan& plan, int64_t rows, int64_t result_position_stride, int64_t stride) const {
+  void rows_and_units(
+      Plan& plan, int64_t rows, int64_t tiles, int64_t result_position_stride, int64_t stride, bool all_packed) const {
     plan.algorithm = Algorithm::kPanel;
     plan.reduction_chunks = 1;
     plan.partial_bytes = 0;
     plan.edge_units = 0;
     plan.direct = plain_store && result_position_stride == 1 && stride == 1 && plan.batch_block == 1;
-    plan.out_tiles = ceil_div(rows, tile.rows);
+    plan.out_tiles = tiles;
     const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + plan.position_block;
     // Rows of results in a quarter of the L2 cache: the panel, where it is not whole, is filled again for each block.
     plan.out_block =
         std::clamp<int64_t>(panel_budget / 2 / columns / tile.rows * tile.rows, std::min(rows, tile.rows), rows);
     // Weights are read where they are if that is only a few times.
-    plan.pack_weight = !same_type || (rows > 1 && columns >= 4 * tile_columns);
-    plan.weight_elements = plan.pack_weight ? tile.rows * plan.channel_block * plan.tap_block + 8 : 0;
+    plan.pack_weight = all_packed                                                      ? PackWeight::kAll
+                       : !same_type || (rows > 1 && columns >= 2 * tile_columns) ? PackWeight::kTiles
+                                                                                       : PackWeight::kNo;
+    const int64_t group_weights = out_per_group * in_per_group * p.kernel_size + plan.out_tiles * kPackSlack;
+    plan.packed_bytes = all_packed ? p.groups * group_weights * sizes.accumulate : 0;
+    plan.weight_elements = plan.pack_weight == PackWeight::kTiles
+                               ? plan.pack_tiles * (tile.rows * plan.channel_block * plan.tap_block + kPackSlack)
+                               : 0;
     plan.result_elements = plan.out_block * round_up(columns, tile.lanes);
     plan.units = ceil_div(p.batch, plan.batch_block) * p.groups * plan.position_blocks * plan.out_tiles;
     plan.step_table = std::min(plan.channel_block * plan.tap_block, kLongestPart + plan.tap_block);
@@ -140,11 +152,22 @@ struct Planner {
     const int64_t phases = std::min(period, p.kernel_size);
     const int64_t block = std::min(p.out_length, kColumnTiles * tile_columns);
     const bool row_per_tap = p.kernel_size * block < phases * (block + halo(p.kernel_size, phases, period_shift));
-    panel_blocks(
-        plan, in_per_group, out_per_group, p.out_length, p.kernel_size, row_per_tap ? p.kernel_size : phases,
-        row_per_tap ? 0 : period_shift, 0);
-    rows_and_units(plan, out_per_group, p.output.position, 1);
+    plan.pack_tiles = 1;
+    const auto blocks = [&](bool all_packed) {
+      panel_blocks(
+          plan, in_per_group, out_per_group, p.out_length, p.kernel_size, row_per_tap ? p.kernel_size : phases,
+          row_per_tap ? 0 : period_shift, 0, all_packed);
+      return all_packed && may_pack_all(plan, out_per_group);
+    };
+    const bool all_packed = blocks(true) || blocks(false);
+    rows_and_units(plan, out_per_group, ceil_div(out_per_group, tile.rows), p.output.position, 1, all_packed);
     return plan;
+  }
+
+  // Packing all weights at once pays if several panels use them, and must not take much memory.
+  bool may_pack_all(const Plan& plan, int64_t rows) const {
+    return rows > 1 && ceil_div(p.batch, plan.batch_block) * plan.position_blocks >= 3 &&
+           p.out_channels * in_per_group * p.kernel_size * sizes.accumulate <= kMostPackedBytes;
   }
 
   Plan forward_columns() const {
@@ -169,16 +192,26 @@ struct Planner {
   Plan backward_input() const {
     Plan plan{};
     const int64_t positions = ceil_div(p.in_length, p.stride);
-    const int64_t classes = std::min(period, p.kernel_size);
-    // grad_output positions that the classes of taps lie apart: offset(0) - offset(classes - 1) of the kernel, at most.
-    const int64_t spread = (classes - 1) * p.dilation / p.stride + 1;
-    panel_blocks(
-        plan, out_per_group, in_per_group * classes, positions, ceil_div(p.kernel_size, period), 1, period_shift,
-        spread);
+    const TapClasses classes{p, period};
+    const int64_t rows = in_per_group * classes.count;
+    // grad_output positions that the classes of taps lie apart: offset(0) - offset(count - 1), at most.
+    const int64_t spread = (classes.count - 1) * p.dilation / p.stride + 1;
+    int64_t tiles = 0;
+    for (int64_t first = 0; first < classes.count; first = classes.segment_from(first).end) {
+      tiles += ceil_div(in_per_group * classes.segment_from(first).classes(), tile.rows);
+    }
+    // The weights of a tile and one output channel are a piece of memory: pieces of at least 256 bytes at a time.
+    const int64_t taps = ceil_div(p.kernel_size, period);
+    plan.pack_tiles = std::clamp<int64_t>(256 / sizes.storage / (tile.rows * taps), 1, kMostPackTiles);
+    const auto blocks = [&](bool all_packed) {
+      panel_blocks(plan, out_per_group, rows, positions, taps, 1, period_shift, spread, all_packed);
+      return all_packed && may_pack_all(plan, rows);
+    };
+    const bool all_packed = blocks(true) || blocks(false);
     plan.panel_phases = period;
-    rows_and_units(plan, in_per_group * classes, p.input.position, p.stride);
+    rows_and_units(plan, rows, tiles, p.input.position, p.stride, all_packed);
     if (p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0) {
-      plan.edge_units = p.batch * p.groups * ceil_div(in_per_group, tile.rows);
+      plan.edge_units = p.batch * p.groups;
     }
     return plan;
   }
@@ -194,7 +227,6 @@ struct Planner {
                      (p.out_length >= 8 * tile.lanes && fmas * 1.15 <= fmas * waste + 1.2);
     plan.algorithm = dot ? Algorithm::kDot : Algorithm::kPanel;
     plan.direct = false;
-    plan.pack_weight = true;
     const int64_t sum_budget = dot ? panel_budget / tile.lanes : panel_budget;
     // A block of sums is rows x columns. For each block of columns the input is copied to the panel, min(stride, K)
     // elements an output position; for each block of rows grad_output is transposed. In this shape both cost the same.

@@ -26,6 +26,13 @@ enum class Algorithm {
   kDot,
 };
 
+// Copies of the weights in the order of their use, tile by tile, in the accumulation type.
+enum class PackWeight {
+  kNo,     // read where they are: by few tiles of columns
+  kTiles,  // by each thread, a few tiles at a time, for every panel
+  kAll,    // once per call, all of them
+};
+
 const char* algorithm_name(Algorithm algorithm);
 
 struct Plan {
@@ -40,7 +47,8 @@ struct Plan {
   int64_t panel_stride;      // positions from element to element of a row
   int64_t panel_width;       // elements from row to row
   int64_t item_pitch;        // elements from batch item to batch item in a row
-  bool pack_weight;          // copy a tile's weights in the order of their use, in the accumulation type
+  PackWeight pack_weight;
+  int64_t pack_tiles;        // tiles whose weights are packed together
   bool direct;               // sums are kept in the result itself, not in scratch memory
   int64_t reduction_block;   // backward_weight: positions between two visits of a sum, at most
   int64_t reduction_chunks;  // backward_weight: parts of the sum over batch and positions, summed up at the end
@@ -56,11 +64,15 @@ struct Plan {
   int64_t edge_units;                  // of the second pass of backward_input
   int64_t scratch_bytes;               // per thread, all of the above and the tables of offsets
   int64_t partial_bytes;               // shared, for partial sums
+  int64_t packed_bytes;                // shared, for PackWeight::kAll
 };
 
 // Products in one part of a sum. The rounding errors of a part grow with its length; a load, an addition and a store
 // for every 256 FMAs of a sum cost about one percent.
 constexpr int64_t kLongestPart = 256;
+
+// Elements that packing a tile's weights may write behind them, and tiles that are packed together at most.
+constexpr int64_t kPackSlack = 8, kMostPackTiles = 8;
 
 // Output channels and columns that kColumns keeps the addresses of, at most.
 constexpr int64_t kColumnsOutBlock = 64, kMostColumns = 16;
