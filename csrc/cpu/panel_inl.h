@@ -194,13 +194,20 @@ void pack_weight(
         weight + tiles[0].row_offset[0], stride, tiles[0].rows, steps.channels * steps.taps, dst, tiles[0].rows);
     return;
   }
-  // A channel is a few short pieces of memory, far from the next channel's: too far for the CPU to see them coming.
-  constexpr int64_t kAhead = 8, kLine = 64 / sizeof(Storage);
+  // A channel is one short piece of memory, or one for each tap, far from the next channel's: too far for the CPU to see
+  // them coming.
+  constexpr int64_t kAhead = 8, kLine = 64 / sizeof(Storage), kLongestPiece = 1024;
   const WeightTile& last = tiles[tile_count - 1];
-  const int64_t piece_end = last.row_offset[last.rows - 1] + (steps.taps - 1) * steps.tap_stride;
+  const bool one_piece = steps.tap_stride <= kLine;
+  const int64_t pieces = one_piece ? 1 : steps.taps;
+  const int64_t piece = last.row_offset[last.rows - 1] - tiles[0].row_offset[0] + 1 +
+                        (one_piece ? (steps.taps - 1) * steps.tap_stride : 0);
   for (int64_t channel = 0; channel < steps.channels; ++channel, weight += steps.channel_stride) {
-    const Storage* ahead = weight + min_of(kAhead, steps.channels - 1 - channel) * steps.channel_stride;
-    for (int64_t i = tiles[0].row_offset[0]; i <= piece_end; i += kLine) __builtin_prefetch(ahead + i);
+    const Storage* ahead =
+        weight + tiles[0].row_offset[0] + min_of(kAhead, steps.channels - 1 - channel) * steps.channel_stride;
+    for (int64_t tap = 0; tap < pieces && piece <= kLongestPiece; ++tap) {
+      for (int64_t i = 0; i < piece; i += kLine) __builtin_prefetch(ahead + tap * steps.tap_stride + i);
+    }
     for (int64_t i = 0; i < tile_count; ++i) {
       const WeightTile& tile = tiles[i];
       const Storage* first = weight + tile.row_offset[0];

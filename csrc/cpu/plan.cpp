@@ -82,10 +82,11 @@ struct Planner {
       return block_channels * std::min(phases, plan.tap_block) *
              (plan.position_block + halo(plan.tap_block, phases, shift) + spread);
     };
-    // Too large for the cache: fewer channels, at the price of sums that come and go, as long as that is cheap (if
-    // weights are packed for each panel: else there is no price to fewer positions); then fewer positions, down to 2
-    // tiles or to the halo, which is copied once more for each block; then fewer taps.
-    const int64_t enough_channels = all_packed ? channels : ceil_div(kEnoughSteps, plan.tap_block);
+    // Too large for the cache: fewer channels, at the price of sums that come and go, as long as that is cheap; then
+    // fewer positions, down to 2 tiles or to the halo, which is copied once more for each block; then fewer taps.
+    // Where all weights are packed, fewer positions have their price only if a panel's elements have little use.
+    const bool short_runs = all_packed && rows * taps > 8 * tile.lanes;
+    const int64_t enough_channels = short_runs ? channels : ceil_div(kEnoughSteps, plan.tap_block);
     const int64_t enough_positions = std::max(2 * tile_columns, halo(taps, phases, shift));
     while (volume(std::min(channels, enough_channels)) > panel_budget && plan.position_block > enough_positions) {
       plan.position_block = balanced_block(length, plan.position_block - tile_columns, tile.lanes);
@@ -200,9 +201,11 @@ struct Planner {
     for (int64_t first = 0; first < classes.count; first = classes.segment_from(first).end) {
       tiles += ceil_div(in_per_group * classes.segment_from(first).classes(), tile.rows);
     }
-    // The weights of a tile and one output channel are a piece of memory: pieces of at least 256 bytes at a time.
+    // The weights of a tile and one output channel are a piece of memory (or one for each tap, where the rows are
+    // classes): pieces of at least 256 bytes at a time.
     const int64_t taps = ceil_div(p.kernel_size, period);
-    plan.pack_tiles = std::clamp<int64_t>(256 / sizes.storage / (tile.rows * taps), 1, kMostPackTiles);
+    const int64_t piece = tile.rows * (classes.count == 1 || in_per_group >= tile.rows ? taps : 1);
+    plan.pack_tiles = std::clamp<int64_t>(256 / sizes.storage / piece, 1, kMostPackTiles);
     const auto blocks = [&](bool all_packed) {
       panel_blocks(plan, out_per_group, rows, positions, taps, 1, period_shift, spread, all_packed);
       return all_packed && may_pack_all(plan, rows);
