@@ -201,10 +201,12 @@ py::dict plan(
       {"conv1d", Op::kForward},
       {"conv1d_backward_input", Op::kBackwardInput},
       {"conv1d_backward_weight", Op::kBackwardWeight}};
-  const std::map<std::string, ElementSizes> sizes{
-      {"float32", {4, 4}}, {"float64", {8, 8}}, {"bfloat16", {2, 4}}, {"float16", {2, 4}}};
+  const KernelTable& table = kernel_table();
+  const std::map<std::string, const KernelSet*> kernels{
+      {"float32", &table.float32}, {"float64", &table.float64}, {"bfloat16", &table.bfloat16},
+      {"float16", &table.float16}};
   TORCH_CHECK_VALUE(ops.count(op_name), "unknown operator '", op_name, "'");
-  TORCH_CHECK_VALUE(sizes.count(dtype), "no kernels for dtype '", dtype, "'");
+  TORCH_CHECK_VALUE(kernels.count(dtype), "no kernels for dtype '", dtype, "'");
   Conv1dProblem problem{};
   problem.batch = batch;
   problem.in_channels = in_channels;
@@ -220,8 +222,8 @@ py::dict plan(
   problem.input = {in_channels * in_length, in_length, 1};
   problem.output = {out_channels * problem.out_length, problem.out_length, 1};
   problem.weight = {in_channels / groups * kernel_size, kernel_size, 1};
-  const TileShape& tile = dtype == "float64" ? kernel_table().tile_double : kernel_table().tile_float;
-  const Plan plan = make_plan(ops.at(op_name), problem, sizes.at(dtype), tile, cache_sizes());
+  const TileShape& tile = dtype == "float64" ? table.tile_double : table.tile_float;
+  const Plan plan = make_plan(ops.at(op_name), problem, kernels.at(dtype)->sizes, tile, cache_sizes());
   py::dict fields;
   fields["algorithm"] = algorithm_name(plan.algorithm);
   fields["batch_block"] = plan.batch_block;
@@ -230,12 +232,15 @@ py::dict plan(
   fields["channel_block"] = plan.channel_block;
   fields["tap_block"] = plan.tap_block;
   fields["panel_phases"] = plan.panel_phases;
-  fields["pack_weight"] = plan.pack_weight;
+  fields["pack_weight"] = plan.pack_weight == PackWeight::kAll     ? "all"
+                          : plan.pack_weight == PackWeight::kTiles ? "tiles"
+                                                                   : "no";
   fields["direct"] = plan.direct;
   fields["reduction_chunks"] = plan.reduction_chunks;
   fields["units"] = plan.units;
   fields["scratch_bytes"] = plan.scratch_bytes;
   fields["partial_bytes"] = plan.partial_bytes;
+  fields["packed_bytes"] = plan.packed_bytes;
   return fields;
 }
 

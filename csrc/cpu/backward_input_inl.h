@@ -11,12 +11,13 @@ template <class Storage>
 struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   using T = Acc<Storage>;
   using PanelMemory<T>::panel, PanelMemory<T>::packed_weight, PanelMemory<T>::results;
-  using PanelMemory<T>::panel_step, PanelMemory<T>::weight_step;
+  using PanelMemory<T>::panel_step, PanelMemory<T>::weight_step, PanelMemory<T>::odd_row;
   const Conv1dProblem& problem;
   const Plan& plan;
   const BackwardInputArgs& args;
   const int64_t in_per_group = problem.in_channels / problem.groups;
   const int64_t out_per_group = problem.out_channels / problem.groups;
+  const int64_t panel_channels = ceil_div(out_per_group, kPair<Storage>);
   using Segment = TapClasses::Segment;
   const TapClasses classes{problem, plan.panel_phases};
   const int64_t taps_per_class = classes.taps(0);
@@ -35,17 +36,28 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   // What the first column of the panel is for taps [.., m_end) of all classes: j0 + lowest_offset(m_end).
   int64_t lowest_offset(int64_t m_end) const { return classes.offset(classes.count - 1) - (m_end - 1) * plan.phase_shift; }
 
+  // A row of the panel for one output channel: positions [start, start + count) of all items.
+  void fill_row(const Block& block, int64_t oc, int64_t start, int64_t count, T* dst) {
+    for (int64_t n = block.n0; n < block.n1; ++n, dst += plan.item_pitch) {
+      const Storage* data = static_cast<const Storage*>(args.grad_output) + n * problem.output.batch +
+                            (block.group * out_per_group + oc) * problem.output.channel;
+      const int64_t width = n + 1 < block.n1 ? plan.item_pitch : plan.panel_width - (n - block.n0) * plan.item_pitch;
+      pack_row<Storage>(
+          {data, problem.output.position, problem.out_length, PaddingMode::kZeros}, start, 1, count, width, dst);
+    }
+  }
+
+  // Channels of the panel, of which each is kPair<Storage> output channels.
   void fill_panel(const Block& block, int64_t oc0, int64_t oc1, int64_t m0, int64_t m1) {
     const int64_t start = block.j0 + lowest_offset(m1);
     const int64_t count = block.j1 - block.j0 + classes.offset(0) - m0 * plan.phase_shift - lowest_offset(m1);
     for (int64_t oc = oc0; oc < oc1; ++oc) {
       T* dst = panel + (oc - oc0) * plan.panel_width;
-      for (int64_t n = block.n0; n < block.n1; ++n, dst += plan.item_pitch) {
-        const Storage* data = static_cast<const Storage*>(args.grad_output) + n * problem.output.batch +
-                              (block.group * out_per_group + oc) * problem.output.channel;
-        const int64_t width = n + 1 < block.n1 ? plan.item_pitch : plan.panel_width - (n - block.n0) * plan.item_pitch;
-        pack_row<Storage>(
-            {data, problem.output.position, problem.out_length, PaddingMode::kZeros}, start, 1, count, width, dst);
+      fill_row(block, oc * kPair<Storage>, start, count, dst);
+      if constexpr (kPair<Storage> == 2) {
+        const bool has_odd = 2 * oc + 1 < out_per_group;
+        if (has_odd) fill_row(block, 2 * oc + 1, start, count, odd_row);
+        pair_rows(dst, has_odd ? odd_row : nullptr, plan.panel_width, dst);
       }
     }
   }
@@ -86,14 +98,15 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     return static_cast<const Storage*>(args.weight) + group * out_per_group * problem.weight.out_channel;
   }
 
-  // Adds taps [m0, m1) and output channels [oc0, oc1) to the rows of tiles [tile0, tile1) of a segment.
+  // Adds taps [m0, m1) and channels [oc0, oc1) of the panel to the rows of tiles [tile0, tile1) of a segment.
   void run(
       const Block& block, const Segment& segment, int64_t tile0, int64_t tile1, int64_t oc0, int64_t oc1, int64_t m0,
       int64_t m1) {
-    const Storage* weight = group_weight(block.group) + oc0 * problem.weight.out_channel +
+    const int64_t channel = oc0 * kPair<Storage>;
+    const Storage* weight = group_weight(block.group) + channel * problem.weight.out_channel +
                             m0 * plan.panel_phases * problem.weight.tap;
     const WeightSteps steps{
-        oc1 - oc0, problem.weight.out_channel, m1 - m0, plan.panel_phases * problem.weight.tap};
+        min_of(oc1 * kPair<Storage>, out_per_group) - channel, problem.weight.out_channel, m1 - m0, plan.panel_phases * problem.weight.tap};
     const int64_t segment_taps = classes.taps(segment.begin);
     const T* all_packed = plan.pack_weight == PackWeight::kAll
                               ? static_cast<const T*>(args.packed_weight) + packed_offset(block.group, segment, 0)
@@ -101,7 +114,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     const int64_t packed_tile = kTileRows * steps.channels * steps.taps + kPackSlack;
     const T zeros[kTileRows] = {};
     Sums<T> sums;
-    sums.channels = steps.channels;
+    sums.channels = oc1 - oc0;
     sums.taps = steps.taps;
     sums.a_channel = steps.channel_stride;
     sums.b_channel = plan.panel_width;
@@ -136,13 +149,13 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
         if (plan.pack_weight == PackWeight::kNo) {
           if constexpr (kStoredAsComputed<Storage>) {
             tile.a = weight;
-            run_sums<T, false>(sums, rows);
+            run_sums<T, false, kPair<Storage>>(sums, rows);
           }
         } else {
           tile.a = all_packed == nullptr ? packed_weight + i * packed_tile
                                          : all_packed + row * segment_taps * out_per_group + (some + i) * kPackSlack +
                                                (oc0 * segment_taps + m0) * rows;
-          run_sums<T, true>(sums, rows);
+          run_sums<T, true, kPair<Storage>>(sums, rows);
         }
       }
     }
@@ -200,8 +213,8 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     const int64_t step = direct ? tile1 - tile0 : ceil_div(plan.out_block, kTileRows);
     for (int64_t tile = tile0; tile < tile1; tile += step) {
       const int64_t tile_end = min_of(tile + step, tile1);
-      for (int64_t oc = 0; oc < out_per_group; oc += plan.channel_block) {
-        const int64_t oc_end = min_of(oc + plan.channel_block, out_per_group);
+      for (int64_t oc = 0; oc < panel_channels; oc += plan.channel_block) {
+        const int64_t oc_end = min_of(oc + plan.channel_block, panel_channels);
         for (int64_t m = 0; m < taps; m += plan.tap_block) {
           const int64_t m_end = min_of(m + plan.tap_block, taps_per_class);
           if (!whole_panel()) fill_panel(block, oc, oc_end, m, m_end);
@@ -224,9 +237,9 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     }
   }
 
-  bool whole_panel() const { return plan.channel_block >= out_per_group && plan.tap_block >= taps_per_class; }
+  bool whole_panel() const { return plan.channel_block >= panel_channels && plan.tap_block >= taps_per_class; }
   void fill_whole_panel(const Block& block) {
-    if (whole_panel()) fill_panel(block, 0, out_per_group, 0, taps_per_class);
+    if (whole_panel()) fill_panel(block, 0, panel_channels, 0, taps_per_class);
   }
 
   Storage* input_row(const Block& block, int64_t n, int64_t ic) const {

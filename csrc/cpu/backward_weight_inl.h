@@ -124,7 +124,7 @@ struct BackwardWeightPanel {
           const int64_t begin = part_begin(block.rows(), row_tiles, i);
           tile.a_row = row_offset + begin;
           tile.c = results + begin * block.columns + column;
-          run_rows<T, false>(tile, part_begin(block.rows(), row_tiles, i + 1) - begin);
+          run_rows<T, false, 1>(tile, part_begin(block.rows(), row_tiles, i + 1) - begin);
         }
       }
     }

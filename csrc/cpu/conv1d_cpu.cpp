@@ -18,7 +18,6 @@ namespace {
 
 struct Kernels {
   const KernelSet& run;
-  ElementSizes sizes;
   const TileShape& tile;
 };
 
@@ -26,13 +25,13 @@ Kernels kernels_for(at::ScalarType real_type) {
   const KernelTable& table = kernel_table();
   switch (real_type) {
     case at::kFloat:
-      return {table.float32, {4, 4}, table.tile_float};
+      return {table.float32, table.tile_float};
     case at::kDouble:
-      return {table.float64, {8, 8}, table.tile_double};
+      return {table.float64, table.tile_double};
     case at::kBFloat16:
-      return {table.bfloat16, {2, 4}, table.tile_float};
+      return {table.bfloat16, table.tile_float};
     case at::kHalf:
-      return {table.float16, {2, 4}, table.tile_float};
+      return {table.float16, table.tile_float};
     default:
       TORCH_INTERNAL_ASSERT(false, "no kernels for ", real_type);
   }
@@ -92,25 +91,25 @@ at::DataPtr pack_weights(Kernel kernel, const Conv1dProblem& problem, const Plan
 }
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, ForwardArgs args) {
-  const Plan plan = make_plan(Op::kForward, problem, kernels.sizes, kernels.tile, cache_sizes());
+  const Plan plan = make_plan(Op::kForward, problem, kernels.run.sizes, kernels.tile, cache_sizes());
   const at::DataPtr packed = pack_weights(kernels.run.pack_forward, problem, plan, &args);
   for_units(kernels.run.forward, problem, plan, args, plan.units);
 }
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs args) {
-  const Plan plan = make_plan(Op::kBackwardInput, problem, kernels.sizes, kernels.tile, cache_sizes());
+  const Plan plan = make_plan(Op::kBackwardInput, problem, kernels.run.sizes, kernels.tile, cache_sizes());
   const at::DataPtr packed = pack_weights(kernels.run.pack_backward_input, problem, plan, &args);
   for_units(kernels.run.backward_input, problem, plan, args, plan.units);
   for_units(kernels.run.backward_input_edges, problem, plan, args, plan.edge_units);
 }
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardWeightArgs args) {
-  const Plan plan = make_plan(Op::kBackwardWeight, problem, kernels.sizes, kernels.tile, cache_sizes());
+  const Plan plan = make_plan(Op::kBackwardWeight, problem, kernels.run.sizes, kernels.tile, cache_sizes());
   const at::DataPtr partial_sums = c10::GetCPUAllocator()->allocate(plan.partial_bytes);
   args.partial_sums = partial_sums.get();
   for_units(kernels.run.backward_weight, problem, plan, args, plan.units);
   if (plan.reduction_chunks > 1) {
-    for_ranges(problem.out_channels, plan.partial_bytes / kernels.sizes.accumulate, [&](int64_t begin, int64_t end) {
+    for_ranges(problem.out_channels, plan.partial_bytes / kernels.run.sizes.accumulate, [&](int64_t begin, int64_t end) {
       kernels.run.backward_weight_sum(problem, plan, args, begin, end);
     });
   }

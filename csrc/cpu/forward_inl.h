@@ -12,11 +12,12 @@ template <class Storage>
 struct ForwardPanel : PanelMemory<Acc<Storage>> {
   using T = Acc<Storage>;
   using PanelMemory<T>::panel, PanelMemory<T>::packed_weight, PanelMemory<T>::results;
-  using PanelMemory<T>::panel_step, PanelMemory<T>::weight_step;
+  using PanelMemory<T>::panel_step, PanelMemory<T>::weight_step, PanelMemory<T>::odd_row;
   const Conv1dProblem& problem;
   const Plan& plan;
   const ForwardArgs& args;
   const int64_t in_per_group = problem.in_channels / problem.groups;
+  const int64_t panel_channels = ceil_div(in_per_group, kPair<Storage>);
   const int64_t out_per_group = problem.out_channels / problem.groups;
 
   // A block of outputs: batch items [n0, n1), a group, positions [t0, t1).
@@ -28,6 +29,20 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
   ForwardPanel(const Conv1dProblem& p, const Plan& pl, const ForwardArgs& a, void* memory)
       : PanelMemory<T>(pl, memory), problem(p), plan(pl), args(a) {}
 
+  // A row of the panel for one input channel: positions [start, start + count * stride) of all items.
+  void fill_row(const Block& block, int64_t ic, int64_t start, int64_t count, T* dst) {
+    for (int64_t n = block.n0; n < block.n1; ++n, dst += plan.item_pitch) {
+      const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
+                            (block.group * in_per_group + ic) * problem.input.channel;
+      // Rows are read in whole vectors: the last item fills what is left of its row.
+      const int64_t width = n + 1 < block.n1 ? plan.item_pitch : plan.panel_width - (n - block.n0) * plan.item_pitch;
+      pack_row<Storage>(
+          {data, problem.input.position, problem.in_length, problem.padding_mode}, start, problem.stride, count, width,
+          dst);
+    }
+  }
+
+  // Channels of the panel, of which each is kPair<Storage> input channels.
   void fill_panel(const Block& block, int64_t ic0, int64_t ic1, int64_t k0, int64_t k1) {
     const int64_t phases = min_of(plan.panel_phases, k1 - k0);
     for (int64_t ic = ic0; ic < ic1; ++ic) {
@@ -35,16 +50,11 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
         T* dst = panel + ((ic - ic0) * plan.panel_phases + phase) * plan.panel_width;
         const int64_t start = block.t0 * problem.stride + (k0 + phase) * problem.dilation - problem.padding_left;
         const int64_t count = block.t1 - block.t0 + (k1 - k0 - 1 - phase) / plan.panel_phases * plan.phase_shift;
-        for (int64_t n = block.n0; n < block.n1; ++n, dst += plan.item_pitch) {
-          const int64_t channel = block.group * in_per_group + ic;
-          const Storage* data =
-              static_cast<const Storage*>(args.input) + n * problem.input.batch + channel * problem.input.channel;
-          // Rows are read in whole vectors: the last item fills what is left of its row.
-          const int64_t width =
-              n + 1 < block.n1 ? plan.item_pitch : plan.panel_width - (n - block.n0) * plan.item_pitch;
-          pack_row<Storage>(
-              {data, problem.input.position, problem.in_length, problem.padding_mode}, start, problem.stride, count,
-              width, dst);
+        fill_row(block, ic * kPair<Storage>, start, count, dst);
+        if constexpr (kPair<Storage> == 2) {
+          const bool has_odd = 2 * ic + 1 < in_per_group;
+          if (has_odd) fill_row(block, 2 * ic + 1, start, count, odd_row);
+          pair_rows(dst, has_odd ? odd_row : nullptr, plan.panel_width, dst);
         }
       }
     }
@@ -67,9 +77,10 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
            first_row(tile) * in_per_group * problem.kernel_size + tile * kPackSlack;
   }
 
-  // Adds taps [k0, k1) of input channels [ic0, ic1) to the output channels of tiles [tile0, tile1).
+  // Adds taps [k0, k1) of channels [ic0, ic1) of the panel to the output channels of tiles [tile0, tile1).
   void run(const Block& block, int64_t tile0, int64_t tile1, int64_t ic0, int64_t ic1, int64_t k0, int64_t k1) {
-    const Storage* weight = group_weight(block.group) + ic0 * problem.weight.in_channel + k0 * problem.weight.tap;
+    const int64_t channel = ic0 * kPair<Storage>, channels = min_of(ic1 * kPair<Storage>, in_per_group) - channel;
+    const Storage* weight = group_weight(block.group) + channel * problem.weight.in_channel + k0 * problem.weight.tap;
     const bool first = ic0 == 0 && k0 == 0;
     T init[kTileRows];
     Sums<T> sums;
@@ -103,7 +114,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
       if (plan.pack_weight == PackWeight::kNo) {
         if constexpr (kStoredAsComputed<Storage>) {
           tile.a = weight;
-          run_sums<T, false>(sums, weights.rows);
+          run_sums<T, false, kPair<Storage>>(sums, weights.rows);
         }
         continue;
       }
@@ -112,11 +123,11 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
                  (ic0 * problem.kernel_size + k0) * weights.rows;
       } else {
         pack_weight(
-            weight, &weights, 1, {sums.channels, problem.weight.in_channel, sums.taps, problem.weight.tap},
+            weight, &weights, 1, {channels, problem.weight.in_channel, sums.taps, problem.weight.tap},
             packed_weight, 0);
         tile.a = packed_weight;
       }
-      run_sums<T, true>(sums, weights.rows);
+      run_sums<T, true, kPair<Storage>>(sums, weights.rows);
     }
   }
 
@@ -133,13 +144,13 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
 
   // The output channels of tiles [tile0, tile1) of a block.
   void compute(const Block& block, int64_t tile0, int64_t tile1) {
-    const bool whole_panel = plan.channel_block >= in_per_group && plan.tap_block >= problem.kernel_size;
-    if (whole_panel) fill_panel(block, 0, in_per_group, 0, problem.kernel_size);
+    const bool whole_panel = plan.channel_block >= panel_channels && plan.tap_block >= problem.kernel_size;
+    if (whole_panel) fill_panel(block, 0, panel_channels, 0, problem.kernel_size);
     const int64_t step = plan.direct ? tile1 - tile0 : ceil_div(plan.out_block, kTileRows);
     for (int64_t tile = tile0; tile < tile1; tile += step) {
       const int64_t tile_end = min_of(tile + step, tile1);
-      for (int64_t ic = 0; ic < in_per_group; ic += plan.channel_block) {
-        const int64_t ic_end = min_of(ic + plan.channel_block, in_per_group);
+      for (int64_t ic = 0; ic < panel_channels; ic += plan.channel_block) {
+        const int64_t ic_end = min_of(ic + plan.channel_block, panel_channels);
         for (int64_t k = 0; k < problem.kernel_size; k += plan.tap_block) {
           const int64_t k_end = min_of(k + plan.tap_block, problem.kernel_size);
           if (!whole_panel) fill_panel(block, ic, ic_end, k, k_end);

@@ -21,6 +21,8 @@ bool cpu_has(Isa isa) {
     case Isa::kAvx512:
       return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    case Isa::kAvx512Bf16:
+      return cpu_has(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
   }
   return false;
 }
@@ -39,7 +41,7 @@ Isa choose_isa() {
   Isa isa;
   if (!parse_isa(wish, &isa)) {
     std::fprintf(
-        stderr, "conv1d_ext: CONV1D_EXT_ISA='%s' is not portable, avx2 or avx512; using %s\n", wish, isa_name(best));
+        stderr, "conv1d_ext: CONV1D_EXT_ISA='%s' is not portable, avx2, avx512 or avx512_bf16; using %s\n", wish, isa_name(best));
   } else if (!isa_supported(isa)) {
     std::fprintf(stderr, "conv1d_ext: this CPU or build has no %s; using %s\n", wish, isa_name(best));
   } else {
@@ -63,6 +65,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
   }
   return "";
 }
@@ -89,6 +93,14 @@ bool set_isa(Isa isa) {
 
 const KernelTable& kernel_table(Isa isa) {
 #if defined(__x86_64__)
+  if (isa == Isa::kAvx512Bf16) {
+    static const KernelTable table = [] {
+      KernelTable changed = avx512::kernel_table;
+      changed.bfloat16 = avx512_bf16::bfloat16_kernels;
+      return changed;
+    }();
+    return table;
+  }
   if (isa == Isa::kAvx512) return avx512::kernel_table;
   if (isa == Isa::kAvx2) return avx2::kernel_table;
 #else

@@ -37,6 +37,8 @@ struct BackwardBiasArgs {
 
 // The kernels of one storage type.
 struct KernelSet {
+  ElementSizes sizes;
+
   // First passes, where plan.packed_bytes > 0: fill packed_weight. Work units: groups * plan.out_tiles.
   void (*pack_forward)(const Conv1dProblem&, const Plan&, const ForwardArgs&, int64_t begin, int64_t end);
   void (*pack_backward_input)(const Conv1dProblem&, const Plan&, const BackwardInputArgs&, int64_t begin, int64_t end);
@@ -69,6 +71,9 @@ extern const KernelTable kernel_table;
 }
 namespace avx512 {
 extern const KernelTable kernel_table;
+}
+namespace avx512_bf16 {
+extern const KernelSet bfloat16_kernels;  // the others are those of avx512
 }
 
 }  // namespace conv1d_ext

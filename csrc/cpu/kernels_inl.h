@@ -30,6 +30,7 @@ void forward(
 template <class Storage>
 constexpr KernelSet kernel_set() {
   return {
+      {sizeof(Storage), sizeof(Acc<Storage>), kPair<Storage>},
       pack_forward<Storage>,
       pack_backward_input<Storage>,
       forward<Storage>,

@@ -21,6 +21,7 @@ struct Scratch {
 template <class T>
 struct PanelMemory {
   T *panel, *packed_weight, *results;
+  T* odd_row;  // of a pair
   int64_t *panel_step, *weight_step;  // Tile::b_step, Tile::a_step
 
   PanelMemory(const Plan& plan, void* memory) {
@@ -28,6 +29,7 @@ struct PanelMemory {
     panel = scratch.take<T>(plan.panel_elements);
     packed_weight = scratch.take<T>(plan.weight_elements);
     results = scratch.take<T>(plan.result_elements);
+    odd_row = scratch.take<T>(plan.panel_width);
     panel_step = scratch.take<int64_t>(plan.step_table);
     weight_step = scratch.take<int64_t>(plan.step_table);
   }
@@ -162,6 +164,20 @@ void transpose_exactly(const T* src, int64_t src_stride, int64_t rows, int64_t c
   }
 }
 
+// dst[i] = the pair even[i], odd[i]; dst may be even. odd: null for zeros.
+template <class T>
+void pair_rows(const T* even, const T* odd, int64_t count, T* dst) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const bool whole = count - i >= kLanes;
+    const auto load_at = [&](const T* row) {
+      return row == nullptr ? broadcast(T{0}) : whole ? load(row + i) : load_partial(row + i, count - i);
+    };
+    const Vec<T> pairs = make_pairs(load_at(even), load_at(odd));
+    whole ? store(dst + i, pairs) : store_partial(dst + i, pairs, count - i);
+  }
+}
+
 // The weights of one register tile: weight[row_offset[row] + channel * channel_stride + tap * tap_stride].
 struct WeightTile {
   int64_t row_offset[kTileRows];
@@ -184,7 +200,7 @@ inline int64_t row_stride(const WeightTile& tile) {
 // dst[tile][(channel * taps + tap) * rows + row], for a few tiles whose rows lie side by side; up to kSquare elements
 // behind are written, too.
 template <class Storage>
-void pack_weight(
+void pack_weight_singly(
     const Storage* weight, const WeightTile* tiles, int64_t tile_count, const WeightSteps& steps, Acc<Storage>* dst,
     int64_t dst_tile) {
   const int64_t stride = row_stride(tiles[0]);
@@ -224,6 +240,24 @@ void pack_weight(
             *to++ = widen(weight[tile.row_offset[row] + tap * steps.tap_stride]);
           }
         }
+      }
+    }
+  }
+}
+
+// The same, with pairs of channels where kPair<Storage> is 2. `dst` has room for the channels one by one.
+template <class Storage>
+void pack_weight(
+    const Storage* weight, const WeightTile* tiles, int64_t tile_count, const WeightSteps& steps, Acc<Storage>* dst,
+    int64_t dst_tile) {
+  pack_weight_singly(weight, tiles, tile_count, steps, dst, dst_tile);
+  if constexpr (kPair<Storage> == 2) {
+    for (int64_t i = 0; i < tile_count; ++i) {
+      Acc<Storage>* tile = dst + i * dst_tile;
+      const int64_t count = steps.taps * tiles[i].rows;
+      for (int64_t channel = 0; channel < steps.channels; channel += 2) {
+        const Acc<Storage>* even = tile + channel * count;
+        pair_rows(even, channel + 1 < steps.channels ? even + count : nullptr, count, tile + channel / 2 * count);
       }
     }
   }

@@ -62,7 +62,8 @@ struct Planner {
 
   void finish(Plan& plan, int64_t tables) const {
     plan.scratch_bytes = 64 * 8 +
-                         sizes.accumulate * (plan.panel_elements + plan.weight_elements + plan.result_elements) +
+                         sizes.accumulate *
+                             (plan.panel_elements + plan.weight_elements + plan.result_elements + plan.panel_width) +
                          tables * int64_t{sizeof(int64_t)};
   }
 
@@ -134,7 +135,7 @@ struct Planner {
     const int64_t group_weights = out_per_group * in_per_group * p.kernel_size + plan.out_tiles * kPackSlack;
     plan.packed_bytes = all_packed ? p.groups * group_weights * sizes.accumulate : 0;
     plan.weight_elements = plan.pack_weight == PackWeight::kTiles
-                               ? plan.pack_tiles * (tile.rows * plan.channel_block * plan.tap_block + kPackSlack)
+                               ? plan.pack_tiles * (tile.rows * plan.channel_block * sizes.pair * plan.tap_block + kPackSlack)
                                : 0;
     plan.result_elements = plan.out_block * round_up(columns, tile.lanes);
     plan.units = ceil_div(p.batch, plan.batch_block) * p.groups * plan.position_blocks * plan.out_tiles;
@@ -156,7 +157,7 @@ struct Planner {
     plan.pack_tiles = 1;
     const auto blocks = [&](bool all_packed) {
       panel_blocks(
-          plan, in_per_group, out_per_group, p.out_length, p.kernel_size, row_per_tap ? p.kernel_size : phases,
+          plan, ceil_div(in_per_group, sizes.pair), out_per_group, p.out_length, p.kernel_size, row_per_tap ? p.kernel_size : phases,
           row_per_tap ? 0 : period_shift, 0, all_packed);
       return all_packed && may_pack_all(plan, out_per_group);
     };
@@ -207,7 +208,7 @@ struct Planner {
     const int64_t piece = tile.rows * (classes.count == 1 || in_per_group >= tile.rows ? taps : 1);
     plan.pack_tiles = std::clamp<int64_t>(256 / sizes.storage / piece, 1, kMostPackTiles);
     const auto blocks = [&](bool all_packed) {
-      panel_blocks(plan, out_per_group, rows, positions, taps, 1, period_shift, spread, all_packed);
+      panel_blocks(plan, ceil_div(out_per_group, sizes.pair), rows, positions, taps, 1, period_shift, spread, all_packed);
       return all_packed && may_pack_all(plan, rows);
     };
     const bool all_packed = blocks(true) || blocks(false);

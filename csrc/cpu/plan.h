@@ -83,6 +83,8 @@ bool leaves_gaps(const Conv1dProblem& problem);
 
 struct ElementSizes {
   int64_t storage, accumulate;  // bytes
+  // Channels of the sum in one element of a panel or of packed weights: 2 for bfloat16 where the CPU multiplies pairs.
+  int64_t pair;
 };
 
 struct CacheSizes {

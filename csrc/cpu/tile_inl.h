@@ -20,6 +20,22 @@ struct VectorOf<double> {
 template <class T>
 using Vec = typename VectorOf<T>::type;
 
+// Channels of a sum in one element of a and b: of bfloat16, where the CPU multiplies pairs of them, two, in the bits of a
+// float; an odd last channel is paired with zeros.
+template <class Storage>
+constexpr int kPair = 1;
+template <>
+constexpr int kPair<BFloat16> = kMultipliesPairs ? 2 : 1;
+
+template <int kProducts, class V>
+V multiply_add(V a, V b, V c) {
+  if constexpr (kProducts == 2) {
+    return fma_pairs(a, b, c);
+  } else {
+    return fma(a, b, c);
+  }
+}
+
 template <class T>
 struct Tile {
   // Steps number the products of a sum: the pairs (channel, tap), taps first.
@@ -38,7 +54,7 @@ struct Tile {
   int64_t columns;
 };
 
-template <class T, int kRows, int kVectors, bool kPacked>
+template <class T, int kRows, int kVectors, bool kPacked, int kProducts>
 void run_tile(const Tile<T>& tile) {
   constexpr int kLanes = Vec<T>::kLanes;
   const int64_t tail = tile.columns - (kVectors - 1) * kLanes;  // columns of the last vector, 1..kLanes
@@ -64,7 +80,7 @@ void run_tile(const Tile<T>& tile) {
     for (int r = 0; r < kRows; ++r) {
       const Vec<T> a = broadcast(kPacked ? a_packed[r] : a_row[r][a_index]);
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = fma(a, b_vector[v], acc[r][v]);
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = multiply_add<kProducts>(a, b_vector[v], acc[r][v]);
     }
     if (kPacked) a_packed += kRows;
   }
@@ -85,16 +101,16 @@ void run_tile(const Tile<T>& tile) {
 // The widest tile of so many rows. 12 vectors suffice to hide the latency of the FMAs where there is a single row.
 constexpr int max_vectors(int rows) { return kTileAccumulators / rows < 12 ? kTileAccumulators / rows : 12; }
 
-template <class T, bool kPacked, int kRows, int kVectors>
+template <class T, bool kPacked, int kProducts, int kRows, int kVectors>
 void run_tile_of_width(const Tile<T>& tile, int64_t vectors) {
   if constexpr (kVectors > 0) {
-    if (vectors == kVectors) return run_tile<T, kRows, kVectors, kPacked>(tile);
-    run_tile_of_width<T, kPacked, kRows, kVectors - 1>(tile, vectors);
+    if (vectors == kVectors) return run_tile<T, kRows, kVectors, kPacked, kProducts>(tile);
+    run_tile_of_width<T, kPacked, kProducts, kRows, kVectors - 1>(tile, vectors);
   }
 }
 
 // All columns of so many rows, in tiles of nearly equal width.
-template <class T, bool kPacked, int kRows>
+template <class T, bool kPacked, int kProducts, int kRows>
 void run_row_tile(Tile<T> tile) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
   const int64_t columns = tile.columns, vectors = ceil_div(columns, kLanes);
@@ -105,15 +121,15 @@ void run_row_tile(Tile<T> tile) {
     tile.b = first.b + begin * kLanes;
     tile.c = first.c + begin * kLanes;
     tile.columns = min_of(end * kLanes, columns) - begin * kLanes;
-    run_tile_of_width<T, kPacked, kRows, max_vectors(kRows)>(tile, end - begin);
+    run_tile_of_width<T, kPacked, kProducts, kRows, max_vectors(kRows)>(tile, end - begin);
   }
 }
 
-template <class T, bool kPacked, int kRows = kTileRows>
+template <class T, bool kPacked, int kProducts, int kRows = kTileRows>
 void run_rows(const Tile<T>& tile, int64_t rows) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return run_row_tile<T, kPacked, kRows>(tile);
-    run_rows<T, kPacked, kRows - 1>(tile, rows);
+    if (rows == kRows) return run_row_tile<T, kPacked, kProducts, kRows>(tile);
+    run_rows<T, kPacked, kProducts, kRows - 1>(tile, rows);
   }
 }
 
@@ -126,7 +142,7 @@ struct Sums {
 };
 
 // In parts of kLongestPart products, or of all taps of a channel if that is fewer.
-template <class T, bool kPacked>
+template <class T, bool kPacked, int kProducts>
 void run_sums(const Sums<T>& sums, int64_t rows) {
   const int64_t parts = ceil_div(sums.channels * sums.taps, kLongestPart);
   const int64_t channel_step = ceil_div(sums.channels, parts);
@@ -140,7 +156,7 @@ void run_sums(const Sums<T>& sums, int64_t rows) {
       part.b_step += tap;
       part.steps = min_of(channel_step, sums.channels - channel) * min_of(tap_step, sums.taps - tap);
       if (channel + tap > 0) part.init = nullptr;
-      run_rows<T, kPacked>(part, rows);
+      run_rows<T, kPacked, kProducts>(part, rows);
     }
   }
 }

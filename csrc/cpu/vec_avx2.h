@@ -9,6 +9,8 @@
 namespace conv1d_ext {
 namespace {
 
+constexpr bool kMultipliesPairs = false;  // of bfloat16
+
 // 6 rows x 2 vectors: 12 accumulators + 2 loads + 1 broadcast of 16 registers; 12 independent FMAs cover a latency of 4
 // to 5 cycles on two ports.
 constexpr int kTileRows = 6;

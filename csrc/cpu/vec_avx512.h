@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, VL, DQ): 32 registers of 16 floats or 8 doubles.
+// AVX-512 (F, BW, VL, DQ): 32 registers of 16 floats or 8 doubles; with BF16, dot products of pairs of bfloat16.
 #pragma once
 
 #include <immintrin.h>
@@ -37,6 +37,20 @@ inline F32 broadcast(float x) { return {_mm512_set1_ps(x)}; }
 inline F64 broadcast(double x) { return {_mm512_set1_pd(x)}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F64 fma(F64 a, F64 b, F64 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+#ifdef __AVX512BF16__
+constexpr bool kMultipliesPairs = true;
+// Each lane of a and b holds two bfloat16: c + a0 * b0 + a1 * b1.
+inline F32 fma_pairs(F32 a, F32 b, F32 c) {
+  return {_mm512_dpbf16_ps(c.v, __m512bh(_mm512_castps_si512(a.v)), __m512bh(_mm512_castps_si512(b.v)))};
+}
+// The upper halves of two rows of floats, as pairs.
+inline F32 make_pairs(F32 even, F32 odd) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.v), 16);
+  return {_mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_castps_si512(odd.v)))};
+}
+#else
+constexpr bool kMultipliesPairs = false;
+#endif
 inline F32 add(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F64 add(F64 a, F64 b) { return {_mm512_add_pd(a.v, b.v)}; }
 inline float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }

@@ -6,6 +6,8 @@
 namespace conv1d_ext {
 namespace {
 
+constexpr bool kMultipliesPairs = false;  // of bfloat16
+
 // 4 rows x 2 vectors: 8 accumulators + 2 loads + 1 broadcast of the 16 registers that SSE2 has; a multiplication and an
 // addition need a register between them.
 constexpr int kTileRows = 4;
