@@ -106,6 +106,13 @@ def test_memory_format_follows_the_weight(dtype: torch.dtype) -> None:
         assert (grad_input.stride(1) == 1) == (output.stride(1) == 1)
 
 
+def as_computed(values: torch.Tensor, isa: str) -> torch.Tensor:
+    """The instruction for pairs of bfloat16 takes denormals for zero, and so does torch where it uses it."""
+    if isa == "avx512_bf16" and values.dtype == torch.bfloat16:
+        return torch.where(values.abs() < torch.finfo(values.dtype).tiny, 0, values)
+    return values
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_converts_every_16_bit_value(dtype: torch.dtype, isa: str) -> None:
     """By a convolution with a weight of one: all 65536 bit patterns come out as they went in, NaN as NaN."""
@@ -114,7 +121,8 @@ def test_converts_every_16_bit_value(dtype: torch.dtype, isa: str) -> None:
     # Unit stride takes the vector conversions, stride 2 the scalar ones.
     for stride in (1, 2):
         output = OPS.conv1d(values.reshape(1, 1, -1), one, stride=stride).flatten()
-        torch.testing.assert_close(output, values[::stride] + 0, rtol=0, atol=0, equal_nan=True)
+        output, expected = as_computed(output, isa), as_computed(values[::stride] + 0, isa)
+        torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -122,12 +130,12 @@ def test_rounds_to_nearest_even(dtype: torch.dtype, isa: str) -> None:
     """Sums of two values, exact in float, rounded as torch rounds them: ties, denormals, overflow."""
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(-(2**15), 2**15, (1, 2, 2**15), generator=generator, dtype=torch.int16)
-    pairs = bits.view(dtype)
+    pairs = as_computed(bits.view(dtype), isa)
     ones = torch.ones(1, 2, 1, dtype=dtype)
-    expected = (pairs[0, 0].float() + pairs[0, 1].float()).to(dtype)
+    expected = as_computed((pairs[0, 0].float() + pairs[0, 1].float()).to(dtype), isa)
     for stride in (1, 2):
         output = OPS.conv1d(pairs, ones, stride=stride).flatten()
-        torch.testing.assert_close(output, expected[::stride], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(as_computed(output, isa), expected[::stride], rtol=0, atol=0, equal_nan=True)
 
 
 def test_writes_nothing_to_its_operands(isa: str) -> None:

@@ -116,6 +116,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     Sums<T> sums;
     sums.channels = oc1 - oc0;
     sums.taps = steps.taps;
+    sums.part_channels = plan.part_channels;
     sums.a_channel = steps.channel_stride;
     sums.b_channel = plan.panel_width;
     this->set_steps(

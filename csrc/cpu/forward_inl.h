@@ -86,6 +86,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     Sums<T> sums;
     sums.channels = ic1 - ic0;
     sums.taps = k1 - k0;
+    sums.part_channels = plan.part_channels;
     sums.a_channel = problem.weight.in_channel;
     sums.b_channel = plan.panel_phases * plan.panel_width;
     this->set_steps(

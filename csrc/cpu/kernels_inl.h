@@ -8,6 +8,7 @@
 #include "cpu/panel_inl.h"
 #include "cpu/dot_inl.h"
 #include "cpu/columns_inl.h"
+#include "cpu/depthwise_inl.h"
 #include "cpu/forward_inl.h"
 #include "cpu/backward_input_inl.h"
 #include "cpu/backward_weight_inl.h"
@@ -22,8 +23,21 @@ void forward(
     int64_t end) {
   if (plan.algorithm == Algorithm::kColumns) {
     forward_columns<Storage>(problem, plan, args, scratch, begin, end);
+  } else if (plan.algorithm == Algorithm::kDepthwise) {
+    forward_depthwise<Storage>(problem, plan, args, scratch, begin, end);
   } else {
     forward_panel<Storage>(problem, plan, args, scratch, begin, end);
+  }
+}
+
+template <class Storage>
+void backward_input(
+    const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* scratch, int64_t begin,
+    int64_t end) {
+  if (plan.algorithm == Algorithm::kDepthwise) {
+    backward_input_depthwise<Storage>(problem, plan, args, scratch, begin, end);
+  } else {
+    backward_input_panel<Storage>(problem, plan, args, scratch, begin, end);
   }
 }
 
@@ -34,7 +48,7 @@ constexpr KernelSet kernel_set() {
       pack_forward<Storage>,
       pack_backward_input<Storage>,
       forward<Storage>,
-      backward_input_panel<Storage>,
+      backward_input<Storage>,
       backward_input_edges<Storage>,
       backward_weight_panel<Storage>,
       backward_weight_sum<Storage>,

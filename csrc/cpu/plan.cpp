@@ -22,12 +22,12 @@ int64_t balanced_block(int64_t total, int64_t limit, int64_t multiple) {
 // others changed less (benchmarks/NOTES.md).
 constexpr int64_t kColumnTiles = 12;
 
-// FMAs per sum between its load and its store, from which on these are in the noise (2 memory accesses in 128).
-constexpr int64_t kEnoughSteps = 128;
-
 // Positions that are copied to a panel in one run, at most. Between runs the row changes, and in memory of small pages
 // each row costs a page walk: copies of 32 rows ran at 7, 9, 12 and 24 GB/s in runs of 192, 384, 768 and 1536 floats.
 constexpr int64_t kLongestRun = 2048;
+
+// Positions of a row that are one work unit of a depthwise layer: 16 KB of floats.
+constexpr int64_t kDepthwiseBlock = 4096;
 
 // Weights that are packed all at once, at most: with a thread's scratch memory this stays below 4 MB.
 constexpr int64_t kMostPackedBytes = 3 << 20;
@@ -87,13 +87,16 @@ struct Planner {
     // fewer positions, down to 2 tiles or to the halo, which is copied once more for each block; then fewer taps.
     // Where all weights are packed, fewer positions have their price only if a panel's elements have little use.
     const bool short_runs = all_packed && rows * taps > 8 * tile.lanes;
-    const int64_t enough_channels = short_runs ? channels : ceil_div(kEnoughSteps, plan.tap_block);
+    plan.part_channels = balanced_block(channels, kLongestPart / plan.tap_block, 1);
+    const int64_t enough_channels = short_runs ? channels : plan.part_channels;
     const int64_t enough_positions = std::max(2 * tile_columns, halo(taps, phases, shift));
     while (volume(std::min(channels, enough_channels)) > panel_budget && plan.position_block > enough_positions) {
       plan.position_block = balanced_block(length, plan.position_block - tile_columns, tile.lanes);
     }
     while (volume(1) > panel_budget && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
-    plan.channel_block = balanced_block(channels, panel_budget / volume(1), 1);
+    plan.part_channels = balanced_block(channels, kLongestPart / plan.tap_block, 1);
+    const int64_t parts = panel_budget / volume(1) / plan.part_channels;
+    plan.channel_block = std::min(channels, balanced_block(channels, parts * plan.part_channels, plan.part_channels));
     plan.panel_phases = std::min(phases, plan.tap_block);
     plan.position_blocks = ceil_div(length, plan.position_block);
     plan.batch_block = 1;
@@ -139,11 +142,29 @@ struct Planner {
                                : 0;
     plan.result_elements = plan.out_block * round_up(columns, tile.lanes);
     plan.units = ceil_div(p.batch, plan.batch_block) * p.groups * plan.position_blocks * plan.out_tiles;
-    plan.step_table = std::min(plan.channel_block * plan.tap_block, kLongestPart + plan.tap_block);
+    plan.step_table = std::min(plan.channel_block, plan.part_channels) * plan.tap_block;
     finish(plan, 2 * plan.step_table);
   }
 
+  Plan depthwise(int64_t length, int64_t rows) const {
+    Plan plan{};
+    plan.algorithm = Algorithm::kDepthwise;
+    plan.reduction_chunks = 1;
+    plan.position_block = balanced_block(length, kDepthwiseBlock, tile.lanes);
+    plan.position_blocks = ceil_div(length, plan.position_block);
+    plan.tap_block = p.kernel_size;
+    plan.channel_block = plan.part_channels = plan.out_block = plan.out_tiles = 1;
+    plan.panel_elements = plan.position_block + halo(p.kernel_size, 1, p.dilation) + tile.lanes;
+    plan.result_elements = plan.position_block;
+    plan.weight_elements = p.kernel_size;
+    plan.units = p.batch * rows * plan.position_blocks;
+    finish(plan, 0);
+    return plan;
+  }
+
   Plan forward() const {
+    // Two output channels for each of the input are still faster one by one than a panel is filled for them.
+    if (p.stride == 1 && in_per_group == 1 && out_per_group <= 2) return depthwise(p.out_length, p.out_channels);
     Plan plan{};
     // Outputs that fill less than a vector, and weights that are read in their order.
     if (p.out_length * 2 <= tile.lanes && in_per_group * p.kernel_size >= 4 * tile.lanes && p.weight.tap == 1 &&
@@ -192,6 +213,8 @@ struct Planner {
   }
 
   Plan backward_input() const {
+    const bool edges = p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0;
+    if (p.stride == 1 && in_per_group == 1 && out_per_group == 1 && !edges) return depthwise(p.in_length, p.in_channels);
     Plan plan{};
     const int64_t positions = ceil_div(p.in_length, p.stride);
     const TapClasses classes{p, period};
@@ -214,9 +237,7 @@ struct Planner {
     const bool all_packed = blocks(true) || blocks(false);
     plan.panel_phases = period;
     rows_and_units(plan, rows, tiles, p.input.position, p.stride, all_packed);
-    if (p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0) {
-      plan.edge_units = p.batch * p.groups;
-    }
+    if (edges) plan.edge_units = p.batch * p.groups;
     return plan;
   }
 
@@ -332,6 +353,8 @@ const char* algorithm_name(Algorithm algorithm) {
       return "panel";
     case Algorithm::kColumns:
       return "columns";
+    case Algorithm::kDepthwise:
+      return "depthwise";
     case Algorithm::kDot:
       return "dot";
   }

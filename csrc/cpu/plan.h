@@ -22,6 +22,8 @@ enum class Algorithm {
   // Outputs of a few positions, where the weights are the traffic: the inputs that each output position meets are laid
   // out as one row [in_channel][tap], just as the weights are stored, and both are read along it.
   kColumns,
+  // Depthwise layers of stride 1: sums of shifted copies of a row, read where it is.
+  kDepthwise,
   // Weight gradients of few output channels, or of few weights for each: dot products along the positions.
   kDot,
 };
@@ -41,6 +43,7 @@ struct Plan {
   int64_t position_block;    // positions per panel and batch item
   int64_t out_block;         // output channels per block of results
   int64_t channel_block;     // channels per panel
+  int64_t part_channels;     // channels per part of a sum; channel_block is a multiple, so that blocks change no result
   int64_t tap_block;         // taps per panel
   int64_t panel_phases;      // rows of the panel per channel: tap k reads row k % panel_phases, shifted
   int64_t phase_shift;       // ... by k / panel_phases * phase_shift positions
@@ -67,7 +70,7 @@ struct Plan {
   int64_t packed_bytes;                // shared, for PackWeight::kAll
 };
 
-// Products in one part of a sum. The rounding errors of a part grow with its length; a load, an addition and a store
+// Products in one part of a sum, about. The rounding errors of a part grow with its length; a load, an addition and a store
 // for every 256 FMAs of a sum cost about one percent.
 constexpr int64_t kLongestPart = 256;
 

@@ -138,23 +138,22 @@ template <class T>
 struct Sums {
   Tile<T> tile;
   int64_t channels, taps;
+  int64_t part_channels;         // channels in one part of the sum
   int64_t a_channel, b_channel;  // from channel to channel; of a, where it isn't packed
 };
 
-// In parts of kLongestPart products, or of all taps of a channel if that is fewer.
+// Part by part: plan.part_channels channels, or at most kLongestPart of the taps of one.
 template <class T, bool kPacked, int kProducts>
 void run_sums(const Sums<T>& sums, int64_t rows) {
-  const int64_t parts = ceil_div(sums.channels * sums.taps, kLongestPart);
-  const int64_t channel_step = ceil_div(sums.channels, parts);
-  const int64_t tap_step = channel_step > 1 ? sums.taps : ceil_div(sums.taps, ceil_div(sums.taps, kLongestPart));
-  for (int64_t channel = 0; channel < sums.channels; channel += channel_step) {
+  const int64_t tap_step = sums.part_channels > 1 ? sums.taps : ceil_div(sums.taps, ceil_div(sums.taps, kLongestPart));
+  for (int64_t channel = 0; channel < sums.channels; channel += sums.part_channels) {
     for (int64_t tap = 0; tap < sums.taps; tap += tap_step) {
       Tile<T> part = sums.tile;
       part.a += kPacked ? (channel * sums.taps + tap) * rows : channel * sums.a_channel;
       part.a_step += tap;
       part.b += channel * sums.b_channel;
       part.b_step += tap;
-      part.steps = min_of(channel_step, sums.channels - channel) * min_of(tap_step, sums.taps - tap);
+      part.steps = min_of(sums.part_channels, sums.channels - channel) * min_of(tap_step, sums.taps - tap);
       if (channel + tap > 0) part.init = nullptr;
       run_rows<T, kPacked, kProducts>(part, rows);
     }

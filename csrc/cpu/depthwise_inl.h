@@ -1,0 +1,176 @@
+// Depthwise layers of stride 1: each output row is a sum of shifted copies of one input row, and memory is the limit.
+// Rows are read where they are; only the positions whose taps reach into the padding go through a copy. The gradient
+// of the input is the same with the taps in reverse order.
+#pragma once
+
+namespace conv1d_ext {
+namespace {
+
+// out[t] = bias + sum over k of taps[k] * padded[t + k * dilation], for rows of which `padding_left` positions are
+// added in front.
+template <class Storage>
+struct DepthwiseRow {
+  using T = Acc<Storage>;
+  const Conv1dProblem& problem;  // for accumulate and negate
+  Row<Storage> in;
+  Storage* out;
+  int64_t out_stride, out_length;
+  int64_t padding_left, dilation, kernel_size;
+  T bias;
+  const T* taps;
+  T *window, *results;  // scratch: a block of positions and the halo; a block of positions
+
+  int64_t halo() const { return (kernel_size - 1) * dilation; }
+
+  // kVectors vectors of sums over src[i + k * dilation].
+  template <int kVectors, class Source>
+  void sum_taps(const Source* src, Vec<T>* sums) const {
+    for (int64_t first = 0; first < kernel_size; first += kLongestPart) {
+      Vec<T> part[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) part[v] = broadcast(T{0});
+      for (int64_t k = first; k < min_of(first + kLongestPart, kernel_size); ++k) {
+        const Vec<T> tap = broadcast(taps[k]);
+        const Source* at = src + k * dilation;
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) part[v] = fma(tap, load(at + v * Vec<T>::kLanes), part[v]);
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[v] = add(first == 0 ? broadcast(bias) : sums[v], part[v]);
+    }
+  }
+
+  // `count` outputs from src on; whole vectors of src are read, and no more than `count` are written.
+  template <class Source, class Result>
+  void sum_positions(const Source* src, int64_t count, Result* dst) const {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    constexpr int kVectors = 8;  // independent sums, to hide the latency of the FMAs
+    int64_t i = 0;
+    Vec<T> sums[kVectors];
+    for (; i + kVectors * kLanes <= count; i += kVectors * kLanes) {
+      sum_taps<kVectors>(src + i, sums);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) store(dst + i + v * kLanes, sums[v]);
+    }
+    for (; i + kLanes <= count; i += kLanes) {
+      sum_taps<1>(src + i, sums);
+      store(dst + i, sums[0]);
+    }
+    if (i < count) {
+      sum_taps<1>(src + i, sums);
+      store_partial(dst + i, sums[0], count - i);
+    }
+  }
+
+  template <class Source>
+  void run(const Source* src, int64_t t0, int64_t t1) const {
+    Storage* dst = out + t0 * out_stride;
+    if (out_stride == 1 && !problem.accumulate && !problem.negate) {
+      sum_positions(src, t1 - t0, dst);
+    } else {
+      sum_positions(src, t1 - t0, results);
+      store_row(problem, results, t1 - t0, dst, out_stride);
+    }
+  }
+
+  // Outputs [t0, t1), at most a block of them, through a copy of what they meet.
+  void run_copied(int64_t t0, int64_t t1) const {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    const int64_t count = t1 - t0 + halo();
+    pack_row(in, t0 - padding_left, 1, count, count + kLanes, window);
+    run(window, t0, t1);
+  }
+
+  // Outputs [t0, t1), at most a block of them.
+  void run_block(int64_t t0, int64_t t1) const {
+    // Positions whose vectors lie inside the row.
+    const int64_t begin = max_of(t0, min_of(t1, padding_left));
+    const int64_t whole = (in.length - halo() + padding_left - begin) / Vec<T>::kLanes * Vec<T>::kLanes;
+    const int64_t end = min_of(t1, begin + whole);
+    if (in.position_stride != 1 || end - begin < Vec<T>::kLanes) return run_copied(t0, t1);
+    if (t0 < begin) run_copied(t0, begin);
+    run(in.data + begin - padding_left, begin, end);
+    if (end < t1) run_copied(end, t1);
+  }
+};
+
+template <class T>
+struct DepthwiseMemory {
+  T *window, *results, *taps;
+
+  DepthwiseMemory(const Conv1dProblem& problem, const Plan& plan, void* memory) {
+    Scratch scratch{static_cast<char*>(memory)};
+    window = scratch.take<T>(plan.panel_elements);
+    results = scratch.take<T>(plan.result_elements);
+    taps = scratch.take<T>(problem.kernel_size);
+  }
+};
+
+// Work units: [batch][channel][block of positions].
+template <class Storage>
+void forward_depthwise(
+    const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, void* memory, int64_t begin, int64_t end) {
+  using T = Acc<Storage>;
+  const DepthwiseMemory<T> scratch(problem, plan, memory);
+  const int64_t multiplier = problem.out_channels / problem.groups;
+  DepthwiseRow<Storage> row{problem};
+  row.out_stride = problem.output.position;
+  row.out_length = problem.out_length;
+  row.padding_left = problem.padding_left;
+  row.dilation = problem.dilation;
+  row.kernel_size = problem.kernel_size;
+  row.taps = scratch.taps;
+  row.window = scratch.window;
+  row.results = scratch.results;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t index = unit / plan.position_blocks, block = unit % plan.position_blocks;
+    const int64_t n = index / problem.out_channels, oc = index % problem.out_channels;
+    row.in = {
+        static_cast<const Storage*>(args.input) + n * problem.input.batch + oc / multiplier * problem.input.channel,
+        problem.input.position, problem.in_length, problem.padding_mode};
+    row.out = static_cast<Storage*>(args.output) + n * problem.output.batch + oc * problem.output.channel;
+    row.bias = args.bias == nullptr ? T{0} : widen(static_cast<const Storage*>(args.bias)[oc]);
+    const Storage* weight = static_cast<const Storage*>(args.weight) + oc * problem.weight.out_channel;
+    for (int64_t k = 0; k < problem.kernel_size; ++k) scratch.taps[k] = widen(weight[k * problem.weight.tap]);
+    row.run_block(
+        block_begin(problem.out_length, Vec<T>::kLanes, plan.position_blocks, block),
+        block_begin(problem.out_length, Vec<T>::kLanes, plan.position_blocks, block + 1));
+  }
+}
+
+// Work units: [batch][channel][block of positions].
+template <class Storage>
+void backward_input_depthwise(
+    const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* memory, int64_t begin,
+    int64_t end) {
+  using T = Acc<Storage>;
+  const DepthwiseMemory<T> scratch(problem, plan, memory);
+  DepthwiseRow<Storage> row{problem};
+  row.out_stride = problem.input.position;
+  row.out_length = problem.in_length;
+  row.padding_left = (problem.kernel_size - 1) * problem.dilation - problem.padding_left;
+  row.dilation = problem.dilation;
+  row.kernel_size = problem.kernel_size;
+  row.bias = 0;
+  row.taps = scratch.taps;
+  row.window = scratch.window;
+  row.results = scratch.results;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t index = unit / plan.position_blocks, block = unit % plan.position_blocks;
+    const int64_t n = index / problem.in_channels, channel = index % problem.in_channels;
+    row.in = {
+        static_cast<const Storage*>(args.grad_output) + n * problem.output.batch + channel * problem.output.channel,
+        problem.output.position, problem.out_length, PaddingMode::kZeros};
+    row.out = static_cast<Storage*>(args.grad_input) + n * problem.input.batch + channel * problem.input.channel;
+    const Storage* weight = static_cast<const Storage*>(args.weight) + channel * problem.weight.out_channel;
+    for (int64_t k = 0; k < problem.kernel_size; ++k) {
+      scratch.taps[problem.kernel_size - 1 - k] = widen(weight[k * problem.weight.tap]);
+    }
+    row.run_block(
+        block_begin(problem.in_length, Vec<T>::kLanes, plan.position_blocks, block),
+        block_begin(problem.in_length, Vec<T>::kLanes, plan.position_blocks, block + 1));
+  }
+}
+
+}  // namespace
+}  // namespace conv1d_ext
