@@ -12,19 +12,27 @@ template <class Storage>
 struct DepthwiseRow {
   using T = Acc<Storage>;
   const Conv1dProblem& problem;  // for accumulate and negate
-  Row<Storage> in;
-  Storage* out;
-  int64_t out_stride, out_length;
-  int64_t padding_left, dilation, kernel_size;
-  T bias;
-  const T* taps;
-  T *window, *results;  // scratch: a block of positions and the halo; a block of positions
+  const int64_t padding_left, dilation = problem.dilation, kernel_size = problem.kernel_size;
+  Row<Storage> in{};
+  Storage* out = nullptr;
+  int64_t out_stride = 0;
+  T bias = 0;
+  T *window, *results, *taps;  // scratch: a block of positions and the halo; a block of positions; the taps
+
+  DepthwiseRow(const Conv1dProblem& p, const Plan& plan, int64_t left, void* memory) : problem(p), padding_left(left) {
+    Scratch scratch{static_cast<char*>(memory)};
+    window = scratch.take<T>(plan.panel_elements);
+    results = scratch.take<T>(plan.result_elements);
+    taps = scratch.take<T>(plan.weight_elements);
+  }
 
   int64_t halo() const { return (kernel_size - 1) * dilation; }
 
   // kVectors vectors of sums over src[i + k * dilation].
   template <int kVectors, class Source>
   void sum_taps(const Source* src, Vec<T>* sums) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[v] = broadcast(bias);
     for (int64_t first = 0; first < kernel_size; first += kLongestPart) {
       Vec<T> part[kVectors];
 #pragma GCC unroll 8
@@ -36,7 +44,7 @@ struct DepthwiseRow {
         for (int v = 0; v < kVectors; ++v) part[v] = fma(tap, load(at + v * Vec<T>::kLanes), part[v]);
       }
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sums[v] = add(first == 0 ? broadcast(bias) : sums[v], part[v]);
+      for (int v = 0; v < kVectors; ++v) sums[v] = add(sums[v], part[v]);
     }
   }
 
@@ -94,34 +102,14 @@ struct DepthwiseRow {
   }
 };
 
-template <class T>
-struct DepthwiseMemory {
-  T *window, *results, *taps;
-
-  DepthwiseMemory(const Conv1dProblem& problem, const Plan& plan, void* memory) {
-    Scratch scratch{static_cast<char*>(memory)};
-    window = scratch.take<T>(plan.panel_elements);
-    results = scratch.take<T>(plan.result_elements);
-    taps = scratch.take<T>(problem.kernel_size);
-  }
-};
-
 // Work units: [batch][channel][block of positions].
 template <class Storage>
 void forward_depthwise(
     const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, void* memory, int64_t begin, int64_t end) {
   using T = Acc<Storage>;
-  const DepthwiseMemory<T> scratch(problem, plan, memory);
   const int64_t multiplier = problem.out_channels / problem.groups;
-  DepthwiseRow<Storage> row{problem};
+  DepthwiseRow<Storage> row(problem, plan, problem.padding_left, memory);
   row.out_stride = problem.output.position;
-  row.out_length = problem.out_length;
-  row.padding_left = problem.padding_left;
-  row.dilation = problem.dilation;
-  row.kernel_size = problem.kernel_size;
-  row.taps = scratch.taps;
-  row.window = scratch.window;
-  row.results = scratch.results;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t index = unit / plan.position_blocks, block = unit % plan.position_blocks;
     const int64_t n = index / problem.out_channels, oc = index % problem.out_channels;
@@ -131,7 +119,7 @@ void forward_depthwise(
     row.out = static_cast<Storage*>(args.output) + n * problem.output.batch + oc * problem.output.channel;
     row.bias = args.bias == nullptr ? T{0} : widen(static_cast<const Storage*>(args.bias)[oc]);
     const Storage* weight = static_cast<const Storage*>(args.weight) + oc * problem.weight.out_channel;
-    for (int64_t k = 0; k < problem.kernel_size; ++k) scratch.taps[k] = widen(weight[k * problem.weight.tap]);
+    for (int64_t k = 0; k < problem.kernel_size; ++k) row.taps[k] = widen(weight[k * problem.weight.tap]);
     row.run_block(
         block_begin(problem.out_length, Vec<T>::kLanes, plan.position_blocks, block),
         block_begin(problem.out_length, Vec<T>::kLanes, plan.position_blocks, block + 1));
@@ -144,17 +132,9 @@ void backward_input_depthwise(
     const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* memory, int64_t begin,
     int64_t end) {
   using T = Acc<Storage>;
-  const DepthwiseMemory<T> scratch(problem, plan, memory);
-  DepthwiseRow<Storage> row{problem};
+  const int64_t padding_left = (problem.kernel_size - 1) * problem.dilation - problem.padding_left;
+  DepthwiseRow<Storage> row(problem, plan, padding_left, memory);
   row.out_stride = problem.input.position;
-  row.out_length = problem.in_length;
-  row.padding_left = (problem.kernel_size - 1) * problem.dilation - problem.padding_left;
-  row.dilation = problem.dilation;
-  row.kernel_size = problem.kernel_size;
-  row.bias = 0;
-  row.taps = scratch.taps;
-  row.window = scratch.window;
-  row.results = scratch.results;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t index = unit / plan.position_blocks, block = unit % plan.position_blocks;
     const int64_t n = index / problem.in_channels, channel = index % problem.in_channels;
@@ -164,7 +144,7 @@ void backward_input_depthwise(
     row.out = static_cast<Storage*>(args.grad_input) + n * problem.input.batch + channel * problem.input.channel;
     const Storage* weight = static_cast<const Storage*>(args.weight) + channel * problem.weight.out_channel;
     for (int64_t k = 0; k < problem.kernel_size; ++k) {
-      scratch.taps[problem.kernel_size - 1 - k] = widen(weight[k * problem.weight.tap]);
+      row.taps[problem.kernel_size - 1 - k] = widen(weight[k * problem.weight.tap]);
     }
     row.run_block(
         block_begin(problem.in_length, Vec<T>::kLanes, plan.position_blocks, block),

@@ -292,17 +292,28 @@ struct Planner {
     };
     while (!fit() && plan.channel_block > 1) plan.channel_block = ceil_div(plan.channel_block, 2);
     while (!fit() && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
-    positions = std::max<int64_t>(1, positions);
+    // Few blocks of weights and a long sum: the sum is cut into parts, the same ones for every number of threads, of at
+    // least 4 visits of the sums, and together at most 4 MB.
+    const int64_t blocks = p.groups * ceil_div(out_per_group, plan.out_block) *
+                           ceil_div(p.kernel_size, plan.tap_block) * ceil_div(in_per_group, plan.channel_block);
+    const int64_t chunks = std::max<int64_t>(
+        1, std::min({ceil_div(16, blocks), p.batch * p.out_length / (dot ? 1024 : 4 * plan.reduction_block),
+                     (4 << 20) / (p.out_channels * rows * sizes.accumulate)}));
+    positions = std::clamp<int64_t>(positions, 1, ceil_div(p.batch * p.out_length, chunks));
     plan.position_block = balanced_block(p.out_length, positions, 1);
     plan.position_blocks = ceil_div(p.out_length, plan.position_block);
     plan.item_pitch = (plan.position_block - 1) * (p.stride / plan.panel_stride) + 1 +
                       halo(plan.tap_block, plan.panel_phases, plan.phase_shift);
     // Short outputs: several batch items side by side.
-    const int64_t most_items = (panel_budget - plan.channel_block * plan.panel_phases * 32) /
-                               (plan.channel_block * plan.panel_phases * plan.item_pitch + columns * p.out_length);
-    plan.batch_block = dot ? 1 : std::clamp<int64_t>(most_items, 1, std::max<int64_t>(1, p.batch));
-    if (plan.position_blocks > 1) plan.batch_block = 1;
-    plan.batch_block = std::min(plan.batch_block, ceil_div(kLongestRun, p.out_length));
+    plan.batch_block = 1;
+    if (!dot && plan.position_blocks == 1) {
+      const int64_t most_items = (panel_budget - plan.channel_block * plan.panel_phases * 32) /
+                                 (plan.channel_block * plan.panel_phases * plan.item_pitch + columns * p.out_length);
+      plan.batch_block = std::clamp<int64_t>(
+          std::min({most_items, ceil_div(kLongestRun, p.out_length), p.batch / chunks}), 1,
+          std::max<int64_t>(1, p.batch));
+    }
+    plan.reduction_chunks = std::min(chunks, ceil_div(p.batch, plan.batch_block) * plan.position_blocks);
     plan.panel_width = row_width(plan.batch_block * plan.item_pitch);
     plan.step_table = plan.batch_block * plan.position_block;
     if (dot) plan.step_table = columns;
@@ -311,15 +322,6 @@ struct Planner {
     plan.weight_elements = dot && p.output.position == 1 ? 0 : plan.batch_block * plan.position_block * columns + 64;
     plan.result_elements = plan.channel_block * plan.tap_block * columns * (dot ? tile.lanes : 1);
 
-    const int64_t other_units =
-        p.groups * ceil_div(out_per_group, plan.out_block) * ceil_div(p.kernel_size, plan.tap_block);
-    const int64_t blocks = other_units * ceil_div(in_per_group, plan.channel_block);
-    const int64_t steps = ceil_div(p.batch, plan.batch_block) * plan.position_blocks;
-    // Few blocks of weights and a long sum: the sum is cut into parts, the same ones for every number of threads, of at
-    // least 4 steps and together at most 4 MB.
-    const int64_t weights = p.out_channels * rows;
-    const int64_t wanted = std::min({ceil_div(16, blocks), steps / 4, (4 << 20) / (weights * sizes.accumulate)});
-    plan.reduction_chunks = blocks >= 16 ? 1 : std::max<int64_t>(1, wanted);
     plan.out_tiles = 1;
     plan.units = plan.reduction_chunks * blocks;
     plan.partial_bytes = plan.reduction_chunks == 1
