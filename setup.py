@@ -33,7 +33,7 @@ ISA_FLAGS = {"portable": ""}
 if sysconfig.get_platform().endswith("x86_64"):
     ISA_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
     ISA_FLAGS["avx512"] = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
-    ISA_FLAGS["avx512_bf16"] = ISA_FLAGS["avx512"] + " -mavx512bf16"
+    ISA_FLAGS["avx512_bf16"] = "-mavx512bf16 -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
 
 
 class BuildWithIsaFlags(BuildExtension):

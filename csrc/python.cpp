@@ -203,7 +203,9 @@ py::dict plan(
       {"conv1d_backward_weight", Op::kBackwardWeight}};
   const KernelTable& table = kernel_table();
   const std::map<std::string, const KernelSet*> kernels{
-      {"float32", &table.float32}, {"float64", &table.float64}, {"bfloat16", &table.bfloat16},
+      {"float32", &table.float32},
+      {"float64", &table.float64},
+      {"bfloat16", &table.bfloat16},
       {"float16", &table.float16}};
   TORCH_CHECK_VALUE(ops.count(op_name), "unknown operator '", op_name, "'");
   TORCH_CHECK_VALUE(kernels.count(dtype), "no kernels for dtype '", dtype, "'");

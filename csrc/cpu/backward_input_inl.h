@@ -1,7 +1,7 @@
 // conv1d_backward_input by panels. Each class of taps (tap_classes_inl.h) is a convolution of stride 1 over a panel
 //   panel[out_channel][position]
-// of grad_output. Rows of the register tile are pairs of an input channel and a class, for classes that read grad_output
-// at the same positions; vectors lie along j. Residues that no tap meets are left as they are.
+// of grad_output. Rows of the register tile are pairs of an input channel and a class, for classes that read
+// grad_output at the same positions; vectors lie along j. Residues that no tap meets are left as they are.
 #pragma once
 
 namespace conv1d_ext {
@@ -34,7 +34,9 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
       : PanelMemory<T>(pl, memory), problem(p), plan(pl), args(a) {}
 
   // What the first column of the panel is for taps [.., m_end) of all classes: j0 + lowest_offset(m_end).
-  int64_t lowest_offset(int64_t m_end) const { return classes.offset(classes.count - 1) - (m_end - 1) * plan.phase_shift; }
+  int64_t lowest_offset(int64_t m_end) const {
+    return classes.offset(classes.count - 1) - (m_end - 1) * plan.phase_shift;
+  }
 
   // A row of the panel for one output channel: positions [start, start + count) of all items.
   void fill_row(const Block& block, int64_t oc, int64_t start, int64_t count, T* dst) {
@@ -103,10 +105,11 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
       const Block& block, const Segment& segment, int64_t tile0, int64_t tile1, int64_t oc0, int64_t oc1, int64_t m0,
       int64_t m1) {
     const int64_t channel = oc0 * kPair<Storage>;
-    const Storage* weight = group_weight(block.group) + channel * problem.weight.out_channel +
-                            m0 * plan.panel_phases * problem.weight.tap;
+    const Storage* weight =
+        group_weight(block.group) + channel * problem.weight.out_channel + m0 * plan.panel_phases * problem.weight.tap;
     const WeightSteps steps{
-        min_of(oc1 * kPair<Storage>, out_per_group) - channel, problem.weight.out_channel, m1 - m0, plan.panel_phases * problem.weight.tap};
+        min_of(oc1 * kPair<Storage>, out_per_group) - channel, problem.weight.out_channel, m1 - m0,
+        plan.panel_phases * problem.weight.tap};
     const int64_t segment_taps = classes.taps(segment.begin);
     const T* all_packed = plan.pack_weight == PackWeight::kAll
                               ? static_cast<const T*>(args.packed_weight) + packed_offset(block.group, segment, 0)

@@ -2,8 +2,8 @@
 // Panel: an outer product. Vectors lie along the output channels (grad_output transposed to [position][out_channel]),
 // rows are (in_channel, tap) pairs, broadcast from a panel of the input, where a tap or a position is just another
 // address.
-// Dot: where output channels are too few to fill a vector, or the weights of each are so few that transposing would cost
-// more than multiplying, vectors lie along the positions instead, and grad_output is read as it is.
+// Dot: where output channels are too few to fill a vector, or the weights of each are so few that transposing would
+// cost more than multiplying, vectors lie along the positions instead, and grad_output is read as it is.
 #pragma once
 
 namespace conv1d_ext {
@@ -135,7 +135,8 @@ struct BackwardWeightPanel {
     const T* rows = panel;
     int64_t channel_pitch = plan.panel_phases * plan.panel_width;
     const int64_t start = t0 - problem.padding_left + block.k0 * problem.dilation;
-    const bool inside = start >= 0 && start + t1 - 1 - t0 + (block.k1 - 1 - block.k0) * problem.dilation < problem.in_length;
+    const bool inside =
+        start >= 0 && start + t1 - 1 - t0 + (block.k1 - 1 - block.k0) * problem.dilation < problem.in_length;
     bool filled = false;
     if constexpr (kStoredAsComputed<Storage>) {
       if (problem.stride == 1 && problem.input.position == 1 && plan.panel_phases == 1 && inside) {
@@ -283,7 +284,8 @@ void backward_weight_sum(
       for (int64_t i = 0; i < count; ++i) total[i] += next[i];
     }
     store_row(
-        problem, total, count, static_cast<Storage*>(args.grad_weight) + first * problem.weight.tap, problem.weight.tap);
+        problem, total, count, static_cast<Storage*>(args.grad_weight) + first * problem.weight.tap,
+        problem.weight.tap);
   }
 }
 

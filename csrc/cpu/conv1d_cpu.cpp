@@ -109,9 +109,9 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardWeightArg
   args.partial_sums = partial_sums.get();
   for_units(kernels.run.backward_weight, problem, plan, args, plan.units);
   if (plan.reduction_chunks > 1) {
-    for_ranges(problem.out_channels, plan.partial_bytes / kernels.run.sizes.accumulate, [&](int64_t begin, int64_t end) {
-      kernels.run.backward_weight_sum(problem, plan, args, begin, end);
-    });
+    for_ranges(
+        problem.out_channels, plan.partial_bytes / kernels.run.sizes.accumulate,
+        [&](int64_t begin, int64_t end) { kernels.run.backward_weight_sum(problem, plan, args, begin, end); });
   }
 }
 

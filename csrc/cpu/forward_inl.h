@@ -124,8 +124,8 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
                  (ic0 * problem.kernel_size + k0) * weights.rows;
       } else {
         pack_weight(
-            weight, &weights, 1, {channels, problem.weight.in_channel, sums.taps, problem.weight.tap},
-            packed_weight, 0);
+            weight, &weights, 1, {channels, problem.weight.in_channel, sums.taps, problem.weight.tap}, packed_weight,
+            0);
         tile.a = packed_weight;
       }
       run_sums<T, true, kPair<Storage>>(sums, weights.rows);
@@ -176,8 +176,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
 
 // Work units: [group][tile of output channels].
 template <class Storage>
-void pack_forward(
-    const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, int64_t begin, int64_t end) {
+void pack_forward(const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, int64_t begin, int64_t end) {
   using T = Acc<Storage>;
   const ForwardPanel<Storage> kernel(problem, plan, args, nullptr);
   for (int64_t unit = begin; unit < end; ++unit) {

@@ -41,7 +41,8 @@ Isa choose_isa() {
   Isa isa;
   if (!parse_isa(wish, &isa)) {
     std::fprintf(
-        stderr, "conv1d_ext: CONV1D_EXT_ISA='%s' is not portable, avx2, avx512 or avx512_bf16; using %s\n", wish, isa_name(best));
+        stderr, "conv1d_ext: CONV1D_EXT_ISA='%s' is not portable, avx2, avx512 or avx512_bf16; using %s\n", wish,
+        isa_name(best));
   } else if (!isa_supported(isa)) {
     std::fprintf(stderr, "conv1d_ext: this CPU or build has no %s; using %s\n", wish, isa_name(best));
   } else {

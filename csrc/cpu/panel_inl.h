@@ -21,7 +21,7 @@ struct Scratch {
 template <class T>
 struct PanelMemory {
   T *panel, *packed_weight, *results;
-  T* odd_row;  // of a pair
+  T* odd_row;                         // of a pair
   int64_t *panel_step, *weight_step;  // Tile::b_step, Tile::a_step
 
   PanelMemory(const Plan& plan, void* memory) {
@@ -206,12 +206,11 @@ void pack_weight_singly(
   const int64_t stride = row_stride(tiles[0]);
   if (tile_count == 1 && stride != 0 && steps.tap_stride == 1 &&
       (steps.channel_stride == steps.taps || steps.channels == 1)) {  // rows are contiguous
-    transpose(
-        weight + tiles[0].row_offset[0], stride, tiles[0].rows, steps.channels * steps.taps, dst, tiles[0].rows);
+    transpose(weight + tiles[0].row_offset[0], stride, tiles[0].rows, steps.channels * steps.taps, dst, tiles[0].rows);
     return;
   }
-  // A channel is one short piece of memory, or one for each tap, far from the next channel's: too far for the CPU to see
-  // them coming.
+  // A channel is one short piece of memory, or one for each tap, far from the next channel's: too far for the CPU to
+  // see them coming.
   constexpr int64_t kAhead = 8, kLine = 64 / sizeof(Storage), kLongestPiece = 1024;
   const WeightTile& last = tiles[tile_count - 1];
   const bool one_piece = steps.tap_stride <= kLine;

@@ -61,10 +61,10 @@ struct Planner {
   }
 
   void finish(Plan& plan, int64_t tables) const {
-    plan.scratch_bytes = 64 * 8 +
-                         sizes.accumulate *
-                             (plan.panel_elements + plan.weight_elements + plan.result_elements + plan.panel_width) +
-                         tables * int64_t{sizeof(int64_t)};
+    plan.scratch_bytes =
+        64 * 8 +
+        sizes.accumulate * (plan.panel_elements + plan.weight_elements + plan.result_elements + plan.panel_width) +
+        tables * int64_t{sizeof(int64_t)};
   }
 
   // Block sizes for an operator whose panel has `channels` rows of phases and whose tile has `rows` rows, over `length`
@@ -97,6 +97,8 @@ struct Planner {
     plan.part_channels = balanced_block(channels, kLongestPart / plan.tap_block, 1);
     const int64_t parts = panel_budget / volume(1) / plan.part_channels;
     plan.channel_block = std::min(channels, balanced_block(channels, parts * plan.part_channels, plan.part_channels));
+    // Packed weights are in the order of channels, taps: a block of both is contiguous only if one of them is whole.
+    if (plan.tap_block < taps) plan.channel_block = plan.part_channels = 1;
     plan.panel_phases = std::min(phases, plan.tap_block);
     plan.position_blocks = ceil_div(length, plan.position_block);
     plan.batch_block = 1;
@@ -132,14 +134,15 @@ struct Planner {
     plan.out_block =
         std::clamp<int64_t>(panel_budget / 2 / columns / tile.rows * tile.rows, std::min(rows, tile.rows), rows);
     // Weights are read where they are if that is only a few times.
-    plan.pack_weight = all_packed                                                      ? PackWeight::kAll
+    plan.pack_weight = all_packed                                                ? PackWeight::kAll
                        : !same_type || (rows > 1 && columns >= 2 * tile_columns) ? PackWeight::kTiles
-                                                                                       : PackWeight::kNo;
+                                                                                 : PackWeight::kNo;
     const int64_t group_weights = out_per_group * in_per_group * p.kernel_size + plan.out_tiles * kPackSlack;
     plan.packed_bytes = all_packed ? p.groups * group_weights * sizes.accumulate : 0;
-    plan.weight_elements = plan.pack_weight == PackWeight::kTiles
-                               ? plan.pack_tiles * (tile.rows * plan.channel_block * sizes.pair * plan.tap_block + kPackSlack)
-                               : 0;
+    plan.weight_elements =
+        plan.pack_weight == PackWeight::kTiles
+            ? plan.pack_tiles * (tile.rows * plan.channel_block * sizes.pair * plan.tap_block + kPackSlack)
+            : 0;
     plan.result_elements = plan.out_block * round_up(columns, tile.lanes);
     plan.units = ceil_div(p.batch, plan.batch_block) * p.groups * plan.position_blocks * plan.out_tiles;
     plan.step_table = std::min(plan.channel_block, plan.part_channels) * plan.tap_block;
@@ -178,8 +181,8 @@ struct Planner {
     plan.pack_tiles = 1;
     const auto blocks = [&](bool all_packed) {
       panel_blocks(
-          plan, ceil_div(in_per_group, sizes.pair), out_per_group, p.out_length, p.kernel_size, row_per_tap ? p.kernel_size : phases,
-          row_per_tap ? 0 : period_shift, 0, all_packed);
+          plan, ceil_div(in_per_group, sizes.pair), out_per_group, p.out_length, p.kernel_size,
+          row_per_tap ? p.kernel_size : phases, row_per_tap ? 0 : period_shift, 0, all_packed);
       return all_packed && may_pack_all(plan, out_per_group);
     };
     const bool all_packed = blocks(true) || blocks(false);
@@ -214,7 +217,8 @@ struct Planner {
 
   Plan backward_input() const {
     const bool edges = p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0;
-    if (p.stride == 1 && in_per_group == 1 && out_per_group == 1 && !edges) return depthwise(p.in_length, p.in_channels);
+    if (p.stride == 1 && in_per_group == 1 && out_per_group == 1 && !edges)
+      return depthwise(p.in_length, p.in_channels);
     Plan plan{};
     const int64_t positions = ceil_div(p.in_length, p.stride);
     const TapClasses classes{p, period};
@@ -231,7 +235,8 @@ struct Planner {
     const int64_t piece = tile.rows * (classes.count == 1 || in_per_group >= tile.rows ? taps : 1);
     plan.pack_tiles = std::clamp<int64_t>(256 / sizes.storage / piece, 1, kMostPackTiles);
     const auto blocks = [&](bool all_packed) {
-      panel_blocks(plan, ceil_div(out_per_group, sizes.pair), rows, positions, taps, 1, period_shift, spread, all_packed);
+      panel_blocks(
+          plan, ceil_div(out_per_group, sizes.pair), rows, positions, taps, 1, period_shift, spread, all_packed);
       return all_packed && may_pack_all(plan, rows);
     };
     const bool all_packed = blocks(true) || blocks(false);
@@ -244,21 +249,20 @@ struct Planner {
   Plan backward_weight() const {
     Plan plan{};
     const int64_t rows = in_per_group * p.kernel_size;
-    // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and 15 % for adding up lanes
-    // and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose. (Measured: the two meet
-    // at 128 weights a channel; 96: 65 and 70 GFLOP/s, 512: 76 and 59.)
+    // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and 15 % for adding up
+    // lanes and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose. (Measured: the
+    // two meet at 128 weights a channel; 96: 65 and 70 GFLOP/s, 512: 76 and 59.)
     const double fmas = double(rows) / tile.lanes, waste = double(round_up(out_per_group, tile.lanes)) / out_per_group;
-    const bool dot = out_per_group * 4 <= tile.lanes ||
-                     (p.out_length >= 8 * tile.lanes && fmas * 1.15 <= fmas * waste + 1.2);
+    const bool dot =
+        out_per_group * 4 <= tile.lanes || (p.out_length >= 8 * tile.lanes && fmas * 1.15 <= fmas * waste + 1.2);
     plan.algorithm = dot ? Algorithm::kDot : Algorithm::kPanel;
     plan.direct = false;
     const int64_t sum_budget = dot ? panel_budget / tile.lanes : panel_budget;
     // A block of sums is rows x columns. For each block of columns the input is copied to the panel, min(stride, K)
     // elements an output position; for each block of rows grad_output is transposed. In this shape both cost the same.
     const int64_t best = std::sqrt(double(sum_budget) * std::min(p.stride, p.kernel_size) / p.kernel_size);
-    plan.out_block =
-        dot ? balanced_block(out_per_group, std::max(kDotBlock, sum_budget / rows), 1)
-            : balanced_block(out_per_group, round_up(best - tile_columns / 2, tile_columns), tile.lanes);
+    plan.out_block = dot ? balanced_block(out_per_group, std::max(kDotBlock, sum_budget / rows), 1)
+                         : balanced_block(out_per_group, round_up(best - tile_columns / 2, tile_columns), tile.lanes);
     const int64_t columns = plan.out_block;  // of sums
     plan.tap_block = balanced_block(p.kernel_size, std::max<int64_t>(1, sum_budget / columns), 1);
     plan.channel_block = balanced_block(in_per_group, sum_budget / columns / plan.tap_block, 1);
@@ -270,8 +274,9 @@ struct Planner {
     const auto fit = [&] {
       const int64_t taps = plan.tap_block;
       const auto positions_in = [&](int64_t pitch, int64_t halo) {
-        return std::min((panel_budget - plan.channel_block * halo) / (plan.channel_block * pitch + (dot ? 0 : columns)),
-                        dot ? plan.reduction_block : kLongestRun);
+        return std::min(
+            (panel_budget - plan.channel_block * halo) / (plan.channel_block * pitch + (dot ? 0 : columns)),
+            dot ? plan.reduction_block : kLongestRun);
       };
       if (dot) {  // taps are unit-stride reads of a row per phase
         plan.panel_phases = std::min(period, taps);
@@ -297,8 +302,9 @@ struct Planner {
     const int64_t blocks = p.groups * ceil_div(out_per_group, plan.out_block) *
                            ceil_div(p.kernel_size, plan.tap_block) * ceil_div(in_per_group, plan.channel_block);
     const int64_t chunks = std::max<int64_t>(
-        1, std::min({ceil_div(16, blocks), p.batch * p.out_length / (dot ? 1024 : 4 * plan.reduction_block),
-                     (4 << 20) / (p.out_channels * rows * sizes.accumulate)}));
+        1, std::min(
+               {ceil_div(16, blocks), p.batch * p.out_length / (dot ? 1024 : 4 * plan.reduction_block),
+                (4 << 20) / (p.out_channels * rows * sizes.accumulate)}));
     positions = std::clamp<int64_t>(positions, 1, ceil_div(p.batch * p.out_length, chunks));
     plan.position_block = balanced_block(p.out_length, positions, 1);
     plan.position_blocks = ceil_div(p.out_length, plan.position_block);

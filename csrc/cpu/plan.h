@@ -39,17 +39,17 @@ const char* algorithm_name(Algorithm algorithm);
 
 struct Plan {
   Algorithm algorithm;
-  int64_t batch_block;       // batch items side by side in one panel
-  int64_t position_block;    // positions per panel and batch item
-  int64_t out_block;         // output channels per block of results
-  int64_t channel_block;     // channels per panel
-  int64_t part_channels;     // channels per part of a sum; channel_block is a multiple, so that blocks change no result
-  int64_t tap_block;         // taps per panel
-  int64_t panel_phases;      // rows of the panel per channel: tap k reads row k % panel_phases, shifted
-  int64_t phase_shift;       // ... by k / panel_phases * phase_shift positions
-  int64_t panel_stride;      // positions from element to element of a row
-  int64_t panel_width;       // elements from row to row
-  int64_t item_pitch;        // elements from batch item to batch item in a row
+  int64_t batch_block;     // batch items side by side in one panel
+  int64_t position_block;  // positions per panel and batch item
+  int64_t out_block;       // output channels per block of results
+  int64_t channel_block;   // channels per panel
+  int64_t part_channels;   // channels per part of a sum; channel_block is a multiple, so that blocks change no result
+  int64_t tap_block;       // taps per panel
+  int64_t panel_phases;    // rows of the panel per channel: tap k reads row k % panel_phases, shifted
+  int64_t phase_shift;     // ... by k / panel_phases * phase_shift positions
+  int64_t panel_stride;    // positions from element to element of a row
+  int64_t panel_width;     // elements from row to row
+  int64_t item_pitch;      // elements from batch item to batch item in a row
   PackWeight pack_weight;
   int64_t pack_tiles;        // tiles whose weights are packed together
   bool direct;               // sums are kept in the result itself, not in scratch memory
@@ -70,8 +70,8 @@ struct Plan {
   int64_t packed_bytes;                // shared, for PackWeight::kAll
 };
 
-// Products in one part of a sum, about. The rounding errors of a part grow with its length; a load, an addition and a store
-// for every 256 FMAs of a sum cost about one percent.
+// Products in one part of a sum, about. The rounding errors of a part grow with its length; a load, an addition and a
+// store for every 256 FMAs of a sum cost about one percent.
 constexpr int64_t kLongestPart = 256;
 
 // Elements that packing a tile's weights may write behind them, and tiles that are packed together at most.

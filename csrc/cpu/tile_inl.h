@@ -20,8 +20,8 @@ struct VectorOf<double> {
 template <class T>
 using Vec = typename VectorOf<T>::type;
 
-// Channels of a sum in one element of a and b: of bfloat16, where the CPU multiplies pairs of them, two, in the bits of a
-// float; an odd last channel is paired with zeros.
+// Channels of a sum in one element of a and b: of bfloat16, where the CPU multiplies pairs of them, two, in the bits of
+// a float; an odd last channel is paired with zeros.
 template <class Storage>
 constexpr int kPair = 1;
 template <>

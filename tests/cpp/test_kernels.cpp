@@ -146,9 +146,12 @@ class KernelTest {
     const bool with_bias = !p_.accumulate;
     for_each_output([&](int64_t oc, int64_t o) { with_bias ? exact[o].add(at(bias_, oc)) : void(); });
     check("forward", exact, [&](T* result) {
-      const ForwardArgs args{input_.data(), weight_.data(), with_bias ? bias_.data() : nullptr, result};
       const Plan plan = this->plan(Op::kForward);
+      Fenced<char> packed(plan.packed_bytes, true);
+      const ForwardArgs args{input_.data(), weight_.data(), with_bias ? bias_.data() : nullptr, result, packed.data()};
+      pack(kernels_.pack_forward, plan, args);
       run(kernels_.forward, plan, args, plan.units);
+      CHECK(packed.intact());
     });
   }
 
@@ -159,10 +162,13 @@ class KernelTest {
       for (int64_t i = 0; i < input_.size(); ++i) {
         if (!p_.accumulate && !meets_tap(i / p_.input.position % p_.in_length)) narrow(Accumulator{0}, &result[i]);
       }
-      const BackwardInputArgs args{output_.data(), weight_.data(), result};
       const Plan plan = this->plan(Op::kBackwardInput);
+      Fenced<char> packed(plan.packed_bytes, true);
+      const BackwardInputArgs args{output_.data(), weight_.data(), result, packed.data()};
+      pack(kernels_.pack_backward_input, plan, args);
       run(kernels_.backward_input, plan, args, plan.units);
       run(kernels_.backward_input_edges, plan, args, plan.edge_units);
+      CHECK(packed.intact());
     });
   }
 
@@ -208,7 +214,7 @@ class KernelTest {
     }
   }
 
-  Plan plan(Op op) { return make_plan(op, p_, {sizeof(T), sizeof(Accumulator)}, tile_, cache_); }
+  Plan plan(Op op) { return make_plan(op, p_, kernels_.sizes, tile_, cache_); }
 
   // Positions between the taps of all outputs are the caller's to fill with zeros.
   bool meets_tap(int64_t position) {
@@ -216,6 +222,14 @@ class KernelTest {
       if ((position + p_.padding_left - k * p_.dilation) % p_.stride == 0) return true;
     }
     return false;
+  }
+
+  // The last tiles first, as threads may do it.
+  template <class Kernel, class Args>
+  void pack(Kernel kernel, const Plan& plan, const Args& args) {
+    for (int64_t unit = p_.groups * plan.out_tiles - 1; unit >= 0 && plan.packed_bytes > 0; --unit) {
+      kernel(p_, plan, args, unit, unit + 1);
+    }
   }
 
   // The work in three ranges, as three threads would have it, each with scratch memory that holds NaN before.

@@ -1,0 +1,144 @@
+"""What a layer costs and how it is computed: the plan, the work, the memory traffic, and which of them is the limit."""
+
+import time
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from . import _C
+from .functional import is_foreign
+
+__all__ = ["explain"]
+
+_OPERATORS = {
+    "forward": "conv1d",
+    "input gradient": "conv1d_backward_input",
+    "weight gradient": "conv1d_backward_weight",
+}
+_COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex128, torch.complex64)
+
+
+def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
+    """Prints how this package computes a layer, or why torch does it instead.
+
+    For the forward pass and both gradients: the floating-point operations, the bytes of the operands (each read or
+    written once), the least time that the FMA units and the memory of this machine allow for that with
+    torch.get_num_threads() threads, and the kernels' plan (csrc/cpu/plan.h names its fields; it is the one for
+    contiguous tensors). Speed of FMA and memory are measured here, the first call takes a fraction of a second.
+
+    Args:
+        layer: a torch.nn.Conv1d or conv1d_ext.Conv1d; it is not run.
+        input: ``[N, C_in, L_in]`` or ``[C_in, L_in]``, or such a shape.
+
+    Raises:
+        ValueError: the input's shape does not fit the layer.
+    """
+    shape = tuple(input.shape if isinstance(input, Tensor) else input)
+    sizes = _sizes(layer, shape)
+    dtype = layer.weight.dtype
+    print(f"{layer}\non {list(shape)}, {str(dtype).removeprefix('torch.')}")
+    reason = _not_computed_here(layer, input)
+    if reason:
+        print(f"computed by torch's own conv1d: {reason}")
+        return
+    real = dtype.to_real() if dtype.is_complex else dtype
+    parts = 4 if dtype.is_complex else 1  # products of real and imaginary parts
+    threads = torch.get_num_threads()
+    peak = _fma_peak(real) * threads
+    bandwidth = _copy_bandwidth(threads)
+    print(f"{_C.isa()}, {threads} thread{'s' * (threads > 1)}: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.0f} GB/s")
+    rows: dict[str, list[str]] = {"": list(_OPERATORS)}
+    flops = 2 * parts * sizes["batch"] * sizes["out_channels"] * _out_length(sizes) * layer.weight[0].numel()
+    nbytes = _bytes(layer, sizes)
+    for operator in _OPERATORS.values():
+        plan = _C.plan(operator, str(real).removeprefix("torch."), **sizes)
+        limits = {"FMA": flops / peak, "memory": nbytes / bandwidth}
+        limit = max(limits, key=limits.__getitem__)
+        cells = {
+            "MFLOP": f"{flops / 1e6:,.1f}",
+            "MB": f"{nbytes / 1e6:,.1f}",
+            "at least": f"{limits[limit] * 1e3:.3g} ms ({limit})",
+        }
+        for name, cell in (cells | {name.replace("_", " "): str(value) for name, value in plan.items()}).items():
+            rows.setdefault(name, []).append(cell)
+    if parts > 1:
+        print(f"as {parts} real convolutions, of this plan each:")
+    for name, row in rows.items():
+        print(f"{name:16}" + "".join(f"{cell:>24}" for cell in row))
+    modes = " (a padding mode costs no copy; its gradient is a second pass)" * (layer.padding_mode != "zeros")
+    print(f"units: pieces of work that threads share{modes}")
+
+
+def _sizes(layer: torch.nn.Conv1d, shape: Sequence[int]) -> dict[str, int]:
+    """By the names of _C.plan."""
+    if len(shape) not in (2, 3) or shape[-2] != layer.in_channels:
+        expected = f"[N, {layer.in_channels}, L] or [{layer.in_channels}, L]"
+        raise ValueError(f"expected an input of shape {expected}, but got {list(shape)}")
+    left, right = layer._reversed_padding_repeated_twice[:2]
+    sizes = {
+        "batch": shape[0] if len(shape) == 3 else 1,
+        "in_channels": layer.in_channels,
+        "in_length": shape[-1],
+        "out_channels": layer.out_channels,
+        "kernel_size": layer.kernel_size[0],
+        "stride": layer.stride[0],
+        "padding_left": left,
+        "padding_right": right,
+        "dilation": layer.dilation[0],
+        "groups": layer.groups,
+    }
+    if _out_length(sizes) < 1:
+        raise ValueError(f"an input of length {shape[-1]} is too short for this layer")
+    return sizes
+
+
+def _out_length(sizes: dict[str, int]) -> int:
+    reach = sizes["dilation"] * (sizes["kernel_size"] - 1) + 1
+    return (sizes["in_length"] + sizes["padding_left"] + sizes["padding_right"] - reach) // sizes["stride"] + 1
+
+
+def _bytes(layer: torch.nn.Conv1d, sizes: dict[str, int]) -> int:
+    """Of input, weight and output, or their gradients."""
+    elements = sizes["batch"] * sizes["in_channels"] * sizes["in_length"] + layer.weight.numel()
+    elements += sizes["batch"] * sizes["out_channels"] * _out_length(sizes)
+    return elements * layer.weight.element_size()
+
+
+def _not_computed_here(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> str | None:
+    tensors = [layer.weight, *([input] if isinstance(input, Tensor) else [])]
+    for tensor in tensors:
+        if is_foreign(tensor):
+            return f"{type(tensor).__name__} handles operators itself"
+        if tensor.device.type != "cpu":
+            return f"there are no kernels for {tensor.device.type}"
+        if tensor.dtype not in _COMPUTED:
+            return f"there are no kernels for {tensor.dtype}"
+        if tensor.layout != torch.strided:
+            return f"there are no kernels for {tensor.layout}"
+    return None
+
+
+def _fma_peak(dtype: torch.dtype) -> float:
+    """FLOP/s of one core."""
+    pairs = dtype == torch.bfloat16 and _C.isa() == "avx512_bf16"
+    return _float32_peak(_C.isa()) * (2 if pairs else 0.5 if dtype == torch.float64 else 1)
+
+
+@cache
+def _float32_peak(isa: str) -> float:
+    return max(_C.fma_peak() for _ in range(3)) * 1e9
+
+
+@cache
+def _copy_bandwidth(threads: int) -> float:
+    """Bytes/s, read and written, of a copy too large for the caches; the best of a few."""
+    source = torch.ones(64 << 20, dtype=torch.uint8)
+    destination = torch.ones_like(source)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        destination.copy_(source)
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(seconds)
