@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import measure, peers, workload
+from benchmarks import growth, measure, peers, workload
 from benchmarks.layers import PUBLIC_LAYERS, Layer, load
 from benchmarks.report import summary, table
 from benchmarks.result import COPY, Result
@@ -159,3 +159,14 @@ def test_rejects_a_file_that_lists_no_layers(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         benchmarks.main(["--layers", str(path)])
     assert "--layers: " in capsys.readouterr().err
+
+
+def test_growth_measures_and_plots_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {size: Layer("tiny", "none", 1, 4, size, 4, 3) for size in (10, 20)}
+    monkeypatch.setattr(growth, "SWEEPS", {"length": small})
+    plot = tmp_path / "growth.png"
+    assert growth.main(["--sweeps", "length", "--seconds", "0", "--plot", str(plot)]) == 0
+    assert plot.exists()
+    assert "10, 20" in capsys.readouterr().out

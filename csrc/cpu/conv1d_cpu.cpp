@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <array>
+#include <cstring>
 
 #include "checks.h"
 #include "conv1d.h"
@@ -42,6 +43,26 @@ bool covered(const at::Tensor& a, const at::Tensor& b) {
   return (type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf ||
           type == at::kComplexFloat || type == at::kComplexDouble) &&
          a.layout() == at::kStrided && b.layout() == at::kStrided;
+}
+
+// make_plan, remembered: models call the same layers over and over, and a plan takes longer than the smallest of them.
+template <Op op>
+const Plan& plan_for(const Conv1dProblem& problem, const Kernels& kernels) {
+  struct Known {
+    Conv1dProblem problem;
+    const KernelSet* kernels;
+    CacheSizes cache;
+  };
+  thread_local Known known{};
+  thread_local Plan plan{};
+  // Byte by byte: where padding between the members differs, the plan is made once more.
+  const CacheSizes cache = cache_sizes();
+  if (known.kernels != &kernels.run || std::memcmp(&known.problem, &problem, sizeof problem) != 0 ||
+      std::memcmp(&known.cache, &cache, sizeof cache) != 0) {
+    plan = make_plan(op, problem, kernels.run.sizes, kernels.tile, cache);
+    known = {problem, &kernels.run, cache};
+  }
+  return plan;
 }
 
 // Memory of a thread for the duration of a call, kept for its next one unless it is unusually large.
@@ -91,20 +112,20 @@ at::DataPtr pack_weights(Kernel kernel, const Conv1dProblem& problem, const Plan
 }
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, ForwardArgs args) {
-  const Plan plan = make_plan(Op::kForward, problem, kernels.run.sizes, kernels.tile, cache_sizes());
+  const Plan plan = plan_for<Op::kForward>(problem, kernels);
   const at::DataPtr packed = pack_weights(kernels.run.pack_forward, problem, plan, &args);
   for_units(kernels.run.forward, problem, plan, args, plan.units);
 }
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs args) {
-  const Plan plan = make_plan(Op::kBackwardInput, problem, kernels.run.sizes, kernels.tile, cache_sizes());
+  const Plan plan = plan_for<Op::kBackwardInput>(problem, kernels);
   const at::DataPtr packed = pack_weights(kernels.run.pack_backward_input, problem, plan, &args);
   for_units(kernels.run.backward_input, problem, plan, args, plan.units);
   for_units(kernels.run.backward_input_edges, problem, plan, args, plan.edge_units);
 }
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardWeightArgs args) {
-  const Plan plan = make_plan(Op::kBackwardWeight, problem, kernels.run.sizes, kernels.tile, cache_sizes());
+  const Plan plan = plan_for<Op::kBackwardWeight>(problem, kernels);
   const at::DataPtr partial_sums = c10::GetCPUAllocator()->allocate(plan.partial_bytes);
   args.partial_sums = partial_sums.get();
   for_units(kernels.run.backward_weight, problem, plan, args, plan.units);
