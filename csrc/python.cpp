@@ -232,6 +232,7 @@ py::dict plan(
   fields["position_block"] = plan.position_block;
   fields["out_block"] = plan.out_block;
   fields["channel_block"] = plan.channel_block;
+  fields["part_channels"] = plan.part_channels;
   fields["tap_block"] = plan.tap_block;
   fields["panel_phases"] = plan.panel_phases;
   fields["pack_weight"] = plan.pack_weight == PackWeight::kAll     ? "all"

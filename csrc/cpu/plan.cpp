@@ -78,23 +78,30 @@ struct Planner {
     plan.phase_shift = shift;
     plan.position_block = balanced_block(length, limit, tile.lanes);
     plan.channel_block = channels;
+    // Fewer positions than in two tiles, or in the halo, which is copied once more for each block, are no help. Taps
+    // that are too many even so are taken in blocks. Like part_channels, their number decides the order of the sums,
+    // and must not depend on the batch.
     plan.tap_block = taps;
+    const auto enough_positions = [&] { return std::max(2 * tile_columns, halo(plan.tap_block, phases, shift)); };
+    while (plan.tap_block > 1 &&
+           std::min(phases, plan.tap_block) *
+                   (std::min(round_up(length, tile.lanes), enough_positions()) + halo(plan.tap_block, phases, shift) +
+                    spread) >
+               panel_budget) {
+      plan.tap_block = ceil_div(plan.tap_block, 2);
+    }
     const auto volume = [&](int64_t block_channels) {
       return block_channels * std::min(phases, plan.tap_block) *
              (plan.position_block + halo(plan.tap_block, phases, shift) + spread);
     };
     // Too large for the cache: fewer channels, at the price of sums that come and go, as long as that is cheap; then
-    // fewer positions, down to 2 tiles or to the halo, which is copied once more for each block; then fewer taps.
-    // Where all weights are packed, fewer positions have their price only if a panel's elements have little use.
+    // fewer positions. Where all weights are packed, those have their price only if a panel's elements have little use.
     const bool short_runs = all_packed && rows * taps > 8 * tile.lanes;
     plan.part_channels = balanced_block(channels, kLongestPart / plan.tap_block, 1);
     const int64_t enough_channels = short_runs ? channels : plan.part_channels;
-    const int64_t enough_positions = std::max(2 * tile_columns, halo(taps, phases, shift));
-    while (volume(std::min(channels, enough_channels)) > panel_budget && plan.position_block > enough_positions) {
+    while (volume(std::min(channels, enough_channels)) > panel_budget && plan.position_block > enough_positions()) {
       plan.position_block = balanced_block(length, plan.position_block - tile_columns, tile.lanes);
     }
-    while (volume(1) > panel_budget && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
-    plan.part_channels = balanced_block(channels, kLongestPart / plan.tap_block, 1);
     const int64_t parts = panel_budget / volume(1) / plan.part_channels;
     plan.channel_block = std::min(channels, balanced_block(channels, parts * plan.part_channels, plan.part_channels));
     // Packed weights are in the order of channels, taps: a block of both is contiguous only if one of them is whole.
