@@ -1,6 +1,6 @@
 """Conv1d and LazyConv1d: torch's modules with another `_conv_forward`, so the state, the signature and all else agree.
 
-What differs between the classes is one method, so an instance changes sides by its `__class__` alone (convert.py).
+What differs between the classes are methods, so an instance changes sides by its `__class__` alone (convert.py).
 """
 
 import torch
@@ -30,6 +30,16 @@ class Conv1d(torch.nn.Conv1d):
         RuntimeError: the input's shape, dtype or device does not fit.
         TypeError: the input is no tensor.
     """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self._conv_forward(input, self.weight, self.bias)
+        # As in torch.nn.Conv1d, but where Module.__getattr__ would find the parameters after a search that takes longer
+        # than a small layer. They are not there when weight_norm, pruning and the like have put an attribute in place.
+        parameters = self._parameters
+        weight = parameters["weight"] if "weight" in parameters else self.weight
+        bias = parameters["bias"] if "bias" in parameters else self.bias
+        return self._conv_forward(input, weight, bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode == "zeros" and not torch.jit.is_scripting():  # type: ignore[attr-defined]
