@@ -1,7 +1,7 @@
 // conv1d_backward_weight: for a block of weights, a sum over batch and positions of grad_output * padded input.
 // Panel: an outer product. Vectors lie along the output channels (grad_output transposed to [position][out_channel]),
-// rows are (in_channel, tap) pairs, broadcast from a panel of the input, where a tap or a position is just another
-// address.
+// rows are (in_channel, tap) pairs, broadcast from the input, where a tap or a position is just another address; a copy
+// of it, the panel, serves where padding comes in.
 // Dot: where output channels are too few to fill a vector, or the weights of each are so few that transposing would
 // cost more than multiplying, vectors lie along the positions instead, and grad_output is read as it is.
 #pragma once
@@ -19,9 +19,12 @@ struct BackwardWeightPanel {
   const int64_t in_per_group = problem.in_channels / problem.groups;
   const int64_t out_per_group = problem.out_channels / problem.groups;
   const int64_t batch_blocks = ceil_div(problem.batch, plan.batch_block);
-  const int64_t position_pitch = problem.stride / plan.panel_stride;  // elements from position to position in a row
+  const int64_t panel_position_pitch = problem.stride / plan.panel_stride;
   T *panel, *grad, *results;
-  int64_t *row_offset, *panel_step, *grad_step;  // dot: grad_step is by output channel
+  int64_t *row_offset, *position_step, *grad_step;  // dot: grad_step is by output channel
+  // The input is read at first_row[row_offset[(in_channel, tap)] + position * position_pitch].
+  const T* first_row = nullptr;
+  int64_t position_pitch = 0;
 
   // A block of weights, all of one group.
   struct Block {
@@ -37,17 +40,15 @@ struct BackwardWeightPanel {
     grad = scratch.take<T>(plan.weight_elements);
     results = scratch.take<T>(plan.result_elements);
     row_offset = scratch.take<int64_t>(plan.channel_block * plan.tap_block);
-    panel_step = scratch.take<int64_t>(plan.step_table);
+    position_step = scratch.take<int64_t>(plan.step_table);
     grad_step = scratch.take<int64_t>(plan.step_table);
   }
 
-  // Rows of a panel whose channels lie so many elements apart.
-  void set_row_offsets(const Block& block, int64_t channel_pitch) {
+  void set_row_offsets(const Block& block, int64_t channel_pitch, int64_t phases, int64_t phase_pitch, int64_t shift) {
     int64_t* offset = row_offset;
     for (int64_t ic = 0; ic < block.ic1 - block.ic0; ++ic) {
       for (int64_t k = 0; k < block.k1 - block.k0; ++k) {
-        *offset++ =
-            ic * channel_pitch + k % plan.panel_phases * plan.panel_width + k / plan.panel_phases * plan.phase_shift;
+        *offset++ = ic * channel_pitch + k % phases * phase_pitch + k / phases * shift;
       }
     }
   }
@@ -59,7 +60,7 @@ struct BackwardWeightPanel {
         T* dst = panel + ((ic - block.ic0) * plan.panel_phases + phase) * plan.panel_width;
         const int64_t start = t0 * problem.stride + (block.k0 + phase) * problem.dilation - problem.padding_left;
         const int64_t count =
-            (t1 - t0 - 1) * position_pitch + 1 + (taps - 1 - phase) / plan.panel_phases * plan.phase_shift;
+            (t1 - t0 - 1) * panel_position_pitch + 1 + (taps - 1 - phase) / plan.panel_phases * plan.phase_shift;
         for (int64_t n = n0; n < n1; ++n, dst += plan.item_pitch) {
           const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
                                 (block.group * in_per_group + ic) * problem.input.channel;
@@ -69,6 +70,27 @@ struct BackwardWeightPanel {
         }
       }
     }
+  }
+
+  // Sets first_row, position_pitch and row_offset for [n0, n1) x [t0, t1): to the input itself where the block meets no
+  // padding (and, for dot products, its positions lie side by side), else to the panel, which is filled.
+  void find_rows(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
+    const int64_t start = t0 * problem.stride - problem.padding_left + block.k0 * problem.dilation;
+    const int64_t last = start + (t1 - 1 - t0) * problem.stride + (block.k1 - 1 - block.k0) * problem.dilation;
+    const int64_t pitch = problem.stride * problem.input.position;
+    if constexpr (kStoredAsComputed<Storage>) {
+      if (n1 - n0 == 1 && start >= 0 && last < problem.in_length && (plan.algorithm != Algorithm::kDot || pitch == 1)) {
+        first_row = static_cast<const Storage*>(args.input) + n0 * problem.input.batch +
+                    (block.group * in_per_group + block.ic0) * problem.input.channel + start * problem.input.position;
+        position_pitch = pitch;
+        set_row_offsets(block, problem.input.channel, 1, 0, problem.dilation * problem.input.position);
+        return;
+      }
+    }
+    fill_panel(block, n0, n1, t0, t1);
+    first_row = panel;
+    position_pitch = panel_position_pitch;
+    set_row_offsets(block, plan.panel_phases * plan.panel_width, plan.panel_phases, plan.panel_width, plan.phase_shift);
   }
 
   const Storage* grad_row(const Block& block, int64_t n, int64_t oc, int64_t t) const {
@@ -98,13 +120,13 @@ struct BackwardWeightPanel {
   void add_outer_products(const Block& block, int64_t items, int64_t positions, bool first) {
     for (int64_t item = 0, step = 0; item < items; ++item) {
       for (int64_t t = 0; t < positions; ++t, ++step) {
-        panel_step[step] = item * plan.item_pitch + t * position_pitch;
+        position_step[step] = item * plan.item_pitch + t * position_pitch;
         grad_step[step] = step * block.columns;
       }
     }
     const T zeros[kTileRows] = {};
     Tile<T> tile;
-    tile.a = panel;
+    tile.a = first_row;
     tile.c_row = block.columns;
     // Those columns and steps of grad that a tile reads stay in the L1 cache for all rows.
     const int64_t steps = items * positions, parts = ceil_div(steps, plan.reduction_block);
@@ -116,7 +138,7 @@ struct BackwardWeightPanel {
       tile.columns = part_begin(vectors, column_tiles, j + 1) * kLanes - column;
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t step = part_begin(steps, parts, part);
-        tile.a_step = panel_step + step;
+        tile.a_step = position_step + step;
         tile.b_step = grad_step + step;
         tile.steps = part_begin(steps, parts, part + 1) - step;
         tile.init = first && part == 0 ? zeros : nullptr;
@@ -132,38 +154,22 @@ struct BackwardWeightPanel {
 
   // results[out_channel][row][lane] += the part of the sum over positions that falls to the lane
   void add_dot_products(const Block& block, int64_t n, int64_t t0, int64_t t1) {
-    const T* rows = panel;
-    int64_t channel_pitch = plan.panel_phases * plan.panel_width;
-    const int64_t start = t0 - problem.padding_left + block.k0 * problem.dilation;
-    const bool inside =
-        start >= 0 && start + t1 - 1 - t0 + (block.k1 - 1 - block.k0) * problem.dilation < problem.in_length;
-    bool filled = false;
-    if constexpr (kStoredAsComputed<Storage>) {
-      if (problem.stride == 1 && problem.input.position == 1 && plan.panel_phases == 1 && inside) {
-        rows = static_cast<const T*>(args.input) + n * problem.input.batch +
-               (block.group * in_per_group + block.ic0) * problem.input.channel + start;
-        channel_pitch = problem.input.channel;
-        filled = true;
-      }
-    }
-    if (!filled) fill_panel(block, n, n + 1, t0, t1);
-    set_row_offsets(block, channel_pitch);
     if (problem.output.position == 1) {
       for (int64_t oc = 0; oc < block.columns; ++oc) grad_step[oc] = oc * problem.output.channel;
-      add_dot_products_of(grad_row(block, n, block.oc0, t0), rows, block, t1 - t0);
+      add_dot_products_of(grad_row(block, n, block.oc0, t0), block, t1 - t0);
     } else {
       for (int64_t oc = 0; oc < block.columns; ++oc) {
         grad_step[oc] = oc * plan.position_block;
         copy_row(grad_row(block, n, block.oc0 + oc, t0), problem.output.position, t1 - t0, grad + grad_step[oc]);
       }
-      add_dot_products_of(grad, rows, block, t1 - t0);
+      add_dot_products_of(grad, block, t1 - t0);
     }
   }
 
   template <class Grad>
-  void add_dot_products_of(const Grad* first_grad, const T* rows, const Block& block, int64_t positions) {
+  void add_dot_products_of(const Grad* first_grad, const Block& block, int64_t positions) {
     run_dots<true>(
-        Dots<Grad, T>{first_grad, grad_step, rows, row_offset, positions, results, block.rows()}, block.columns,
+        Dots<Grad, T>{first_grad, grad_step, first_row, row_offset, positions, results, block.rows()}, block.columns,
         block.rows());
   }
 
@@ -177,8 +183,6 @@ struct BackwardWeightPanel {
     const bool dot = plan.algorithm == Algorithm::kDot;
     if (dot) {
       for (int64_t i = 0; i < block.rows() * block.columns * kLanes; ++i) results[i] = 0;
-    } else {
-      set_row_offsets(block, plan.panel_phases * plan.panel_width);
     }
     const int64_t steps = batch_blocks * plan.position_blocks;
     const int64_t begin = part_begin(steps, plan.reduction_chunks, chunk);
@@ -187,10 +191,10 @@ struct BackwardWeightPanel {
       const int64_t n1 = min_of(n0 + plan.batch_block, problem.batch);
       const int64_t t0 = step % plan.position_blocks * plan.position_block;
       const int64_t t1 = min_of(t0 + plan.position_block, problem.out_length);
+      find_rows(block, n0, n1, t0, t1);
       if (dot) {
         add_dot_products(block, n0, t0, t1);
       } else {
-        fill_panel(block, n0, n1, t0, t1);
         fill_grad(block, n0, n1, t0, t1);
         add_outer_products(block, n1 - n0, t1 - t0, step == begin);
       }

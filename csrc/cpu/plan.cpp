@@ -84,9 +84,8 @@ struct Planner {
     plan.tap_block = taps;
     const auto enough_positions = [&] { return std::max(2 * tile_columns, halo(plan.tap_block, phases, shift)); };
     while (plan.tap_block > 1 &&
-           std::min(phases, plan.tap_block) *
-                   (std::min(round_up(length, tile.lanes), enough_positions()) + halo(plan.tap_block, phases, shift) +
-                    spread) >
+           std::min(phases, plan.tap_block) * (std::min(round_up(length, tile.lanes), enough_positions()) +
+                                               halo(plan.tap_block, phases, shift) + spread) >
                panel_budget) {
       plan.tap_block = ceil_div(plan.tap_block, 2);
     }
