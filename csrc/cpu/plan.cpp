@@ -189,14 +189,15 @@ struct Planner {
       panel_blocks(
           plan, ceil_div(in_per_group, sizes.pair), out_per_group, p.out_length, p.kernel_size,
           row_per_tap ? p.kernel_size : phases, row_per_tap ? 0 : period_shift, 0, all_packed);
-      return all_packed && may_pack_all(plan, out_per_group);
     };
-    const bool all_packed = blocks(true) || blocks(false);
+    blocks(false);
+    const bool all_packed = may_pack_all(plan, out_per_group);
+    if (all_packed) blocks(true);
     rows_and_units(plan, out_per_group, ceil_div(out_per_group, tile.rows), p.output.position, 1, all_packed);
     return plan;
   }
 
-  // Packing all weights at once pays if several panels use them, and must not take much memory.
+  // Packing all weights at once pays if `plan` would pack them for several panels, and must not take much memory.
   bool may_pack_all(const Plan& plan, int64_t rows) const {
     return rows > 1 && ceil_div(p.batch, plan.batch_block) * plan.position_blocks >= 3 &&
            p.out_channels * in_per_group * p.kernel_size * sizes.accumulate <= kMostPackedBytes;
@@ -243,9 +244,10 @@ struct Planner {
     const auto blocks = [&](bool all_packed) {
       panel_blocks(
           plan, ceil_div(out_per_group, sizes.pair), rows, positions, taps, 1, period_shift, spread, all_packed);
-      return all_packed && may_pack_all(plan, rows);
     };
-    const bool all_packed = blocks(true) || blocks(false);
+    blocks(false);
+    const bool all_packed = may_pack_all(plan, rows);
+    if (all_packed) blocks(true);
     plan.panel_phases = period;
     rows_and_units(plan, rows, tiles, p.input.position, p.stride, all_packed);
     if (edges) plan.edge_units = p.batch * p.groups;
