@@ -37,8 +37,8 @@ class Conv1d(torch.nn.Conv1d):
         # As in torch.nn.Conv1d, but where Module.__getattr__ would find the parameters after a search that takes longer
         # than a small layer. They are not there when weight_norm, pruning and the like have put an attribute in place.
         parameters = self._parameters
-        weight = parameters["weight"] if "weight" in parameters else self.weight
-        bias = parameters["bias"] if "bias" in parameters else self.bias
+        weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
         return self._conv_forward(input, weight, bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -181,4 +181,9 @@ CASES = [
     Case(1, 4, 1003, 4, 129, padding=(64, 64), groups=4),
     Case(2, 2, 997, 3, 16, stride=8, padding=(4, 4), padding_mode="circular"),
     Case(1, 33, 515, 34, 3, padding=(2, 2), dilation=2),
+    Case(1, 60, 400, 20, 3, padding=(1, 1)),
+    Case(1, 3, 1500, 5, 24, stride=12),
+    # Several panels, for which all weights are packed at once.
+    Case(1, 5, 1900, 17, 3, padding=(1, 1)),
+    Case(1, 9, 2600, 4, 5, stride=2),
 ]

@@ -203,10 +203,12 @@ template <class Storage>
 void pack_weight_singly(
     const Storage* weight, const WeightTile* tiles, int64_t tile_count, const WeightSteps& steps, Acc<Storage>* dst,
     int64_t dst_tile) {
-  const int64_t stride = row_stride(tiles[0]);
-  if (tile_count == 1 && stride != 0 && steps.tap_stride == 1 &&
+  int64_t strides[kMostPackTiles];
+  for (int64_t i = 0; i < tile_count; ++i) strides[i] = row_stride(tiles[i]);
+  if (tile_count == 1 && strides[0] != 0 && steps.tap_stride == 1 &&
       (steps.channel_stride == steps.taps || steps.channels == 1)) {  // rows are contiguous
-    transpose(weight + tiles[0].row_offset[0], stride, tiles[0].rows, steps.channels * steps.taps, dst, tiles[0].rows);
+    transpose(
+        weight + tiles[0].row_offset[0], strides[0], tiles[0].rows, steps.channels * steps.taps, dst, tiles[0].rows);
     return;
   }
   // A channel is one short piece of memory, or one for each tap, far from the next channel's: too far for the CPU to
@@ -227,12 +229,12 @@ void pack_weight_singly(
       const WeightTile& tile = tiles[i];
       const Storage* first = weight + tile.row_offset[0];
       Acc<Storage>* to = dst + i * dst_tile + channel * steps.taps * tile.rows;
-      if (stride == 1) {
+      if (strides[i] == 1) {
         for (int64_t tap = 0; tap < steps.taps; ++tap) {
           copy_row(first + tap * steps.tap_stride, 1, tile.rows, to + tap * tile.rows);
         }
-      } else if (stride != 0 && steps.tap_stride == 1) {
-        transpose(first, stride, tile.rows, steps.taps, to, tile.rows);
+      } else if (strides[i] != 0 && steps.tap_stride == 1) {
+        transpose(first, strides[i], tile.rows, steps.taps, to, tile.rows);
       } else {
         for (int64_t tap = 0; tap < steps.taps; ++tap) {
           for (int64_t row = 0; row < tile.rows; ++row) {
