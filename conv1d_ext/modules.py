@@ -39,7 +39,7 @@ class Conv1d(torch.nn.Conv1d):
         parameters = self._parameters
         weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
-        return self._conv_forward(input, weight, bias)
+        return self._conv_forward(input, weight, bias)  # type: ignore[arg-type]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode == "zeros" and not torch.jit.is_scripting():  # type: ignore[attr-defined]
