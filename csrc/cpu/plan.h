@@ -42,7 +42,7 @@ struct Plan {
   int64_t batch_block;     // batch items side by side in one panel
   int64_t position_block;  // positions per panel and batch item
   int64_t out_block;       // output channels per block of results
-  int64_t channel_block;   // channels per panel
+  int64_t channel_block;   // channels per panel; pairs that are multiplied together count as one
   int64_t part_channels;   // channels per part of a sum; channel_block is a multiple, so that blocks change no result
   int64_t tap_block;       // taps per panel
   int64_t panel_phases;    // rows of the panel per channel: tap k reads row k % panel_phases, shifted
