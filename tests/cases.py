@@ -126,6 +126,7 @@ CASES = [
     Case(2, 6, 10, 9, 1, padding=(2, 1), groups=3),
     # One output position; kernels longer than the input.
     Case(2, 3, 5, 7, 5),
+    Case(3, 16, 5, 7, 5),
     Case(1, 16, 129, 8, 129),
     Case(2, 3, 2, 4, 5, padding=(2, 2)),
     Case(1, 2, 1, 3, 3, padding=(1, 1)),

@@ -17,12 +17,12 @@ struct Dots {
   int64_t c_row;
 };
 
-// A tile of kRows x kColumns sums. Each is split over kChains registers where the tile alone has too few independent
-// FMAs to hide their latency.
+// A tile of kRows x kColumns sums. Each is split over kChains registers where the rows are too few independent FMAs to
+// hide their latency; the columns, which a batch decides on, don't count, so that it changes no result.
 template <bool kVectorSums, int kRows, int kColumns, class Storage, class T>
 void run_dot_tile(const Dots<Storage, T>& dots) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
-  constexpr int kChains = kRows * kColumns >= 8 ? 1 : 8 / (kRows * kColumns);
+  constexpr int kChains = kDotRows / kRows;
   Vec<T> acc[kChains][kRows][kColumns];
 #pragma GCC unroll 16
   for (int chain = 0; chain < kChains; ++chain) {

@@ -224,8 +224,8 @@ struct Planner {
 
   Plan backward_input() const {
     const bool edges = p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0;
-    if (p.stride == 1 && in_per_group == 1 && out_per_group == 1 && !edges)
-      return depthwise(p.in_length, p.in_channels);
+    const bool one_to_one = in_per_group == 1 && out_per_group == 1;
+    if (p.stride == 1 && one_to_one && !edges) return depthwise(p.in_length, p.in_channels);
     Plan plan{};
     const int64_t positions = ceil_div(p.in_length, p.stride);
     const TapClasses classes{p, period};
