@@ -127,6 +127,7 @@ CASES = [
     # One output position; kernels longer than the input.
     Case(2, 3, 5, 7, 5),
     Case(3, 16, 5, 7, 5),
+    Case(9, 1400, 4, 3, 3),
     Case(1, 16, 129, 8, 129),
     Case(2, 3, 2, 4, 5, padding=(2, 2)),
     Case(1, 2, 1, 3, 3, padding=(1, 1)),
@@ -154,6 +155,7 @@ CASES = [
     Case(2, 7, 33, 21, 3, stride=2, padding=(1, 1), groups=7),
     Case(1, 16, 70, 32, 5, padding=(4, 4), dilation=2, groups=16),
     Case(33, 3, 9, 3, 3, groups=3),
+    Case(1, 3, 10, 3, 3, padding=(200_000, 200_000), dilation=200_000, groups=3),
     Case(2, 6, 29, 10, 3, padding=(1, 1), groups=2),
     Case(1, 9, 31, 21, 4, stride=2, groups=3),
     Case(2, 12, 26, 20, 5, stride=3, padding=(2, 2), dilation=2, groups=4),

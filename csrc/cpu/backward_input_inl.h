@@ -38,15 +38,11 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     return classes.offset(classes.count - 1) - (m_end - 1) * plan.phase_shift;
   }
 
-  // A row of the panel for one output channel: positions [start, start + count) of all items.
-  void fill_row(const Block& block, int64_t oc, int64_t start, int64_t count, T* dst) {
-    for (int64_t n = block.n0; n < block.n1; ++n, dst += plan.item_pitch) {
-      const Storage* data = static_cast<const Storage*>(args.grad_output) + n * problem.output.batch +
-                            (block.group * out_per_group + oc) * problem.output.channel;
-      const int64_t width = n + 1 < block.n1 ? plan.item_pitch : plan.panel_width - (n - block.n0) * plan.item_pitch;
-      pack_row<Storage>(
-          {data, problem.output.position, problem.out_length, PaddingMode::kZeros}, start, 1, count, width, dst);
-    }
+  Row<Storage> grad_row(int64_t group, int64_t n, int64_t oc) const {
+    return {
+        static_cast<const Storage*>(args.grad_output) + n * problem.output.batch +
+            (group * out_per_group + oc) * problem.output.channel,
+        problem.output.position, problem.out_length, PaddingMode::kZeros};
   }
 
   // Channels of the panel, of which each is kPair<Storage> output channels.
@@ -54,13 +50,9 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     const int64_t start = block.j0 + lowest_offset(m1);
     const int64_t count = block.j1 - block.j0 + classes.offset(0) - m0 * plan.phase_shift - lowest_offset(m1);
     for (int64_t oc = oc0; oc < oc1; ++oc) {
-      T* dst = panel + (oc - oc0) * plan.panel_width;
-      fill_row(block, oc * kPair<Storage>, start, count, dst);
-      if constexpr (kPair<Storage> == 2) {
-        const bool has_odd = 2 * oc + 1 < out_per_group;
-        if (has_odd) fill_row(block, 2 * oc + 1, start, count, odd_row);
-        pair_rows(dst, has_odd ? odd_row : nullptr, plan.panel_width, dst);
-      }
+      fill_panel_row<Storage>(
+          plan, block.n0, block.n1, [&](int64_t n, int64_t channel) { return grad_row(block.group, n, channel); }, oc,
+          out_per_group, start, 1, count, panel + (oc - oc0) * plan.panel_width, odd_row);
     }
   }
 

@@ -47,7 +47,7 @@ bool covered(const at::Tensor& a, const at::Tensor& b) {
 
 // make_plan, remembered: models call the same layers over and over, and a plan takes longer than the smallest of them.
 template <Op op>
-const Plan& plan_for(const Conv1dProblem& problem, const Kernels& kernels) {
+Plan plan_for(const Conv1dProblem& problem, const Kernels& kernels) {
   struct Known {
     Conv1dProblem problem;
     const KernelSet* kernels;
@@ -97,7 +97,7 @@ void for_units(Kernel kernel, const Conv1dProblem& problem, const Plan& plan, co
   });
 }
 
-// Packs all weights where the plan says so. They live as long as the result.
+// Packs all weights where the plan says so, into the memory returned.
 template <class Kernel, class Args>
 at::DataPtr pack_weights(Kernel kernel, const Conv1dProblem& problem, const Plan& plan, Args* args) {
   at::DataPtr packed;

@@ -29,17 +29,11 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
   ForwardPanel(const Conv1dProblem& p, const Plan& pl, const ForwardArgs& a, void* memory)
       : PanelMemory<T>(pl, memory), problem(p), plan(pl), args(a) {}
 
-  // A row of the panel for one input channel: positions [start, start + count * stride) of all items.
-  void fill_row(const Block& block, int64_t ic, int64_t start, int64_t count, T* dst) {
-    for (int64_t n = block.n0; n < block.n1; ++n, dst += plan.item_pitch) {
-      const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
-                            (block.group * in_per_group + ic) * problem.input.channel;
-      // Rows are read in whole vectors: the last item fills what is left of its row.
-      const int64_t width = n + 1 < block.n1 ? plan.item_pitch : plan.panel_width - (n - block.n0) * plan.item_pitch;
-      pack_row<Storage>(
-          {data, problem.input.position, problem.in_length, problem.padding_mode}, start, problem.stride, count, width,
-          dst);
-    }
+  Row<Storage> input_row(int64_t group, int64_t n, int64_t ic) const {
+    return {
+        static_cast<const Storage*>(args.input) + n * problem.input.batch +
+            (group * in_per_group + ic) * problem.input.channel,
+        problem.input.position, problem.in_length, problem.padding_mode};
   }
 
   // Phases next to each other, as large strides have them, are the transpose of the input taken as [position][phase]:
@@ -53,8 +47,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
         block.n1 - block.n0 != 1) {
       return false;
     }
-    const Storage* data = static_cast<const Storage*>(args.input) + block.n0 * problem.input.batch +
-                          (block.group * in_per_group + ic) * problem.input.channel + start;
+    const Storage* data = input_row(block.group, block.n0, ic).data + start;
     T* first = panel + row * plan.panel_phases * plan.panel_width;
     transpose(data, problem.stride, count, phases, first, plan.panel_width);
     for (int64_t phase = 0; phase < phases; ++phase) {
@@ -72,12 +65,9 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
         T* dst = panel + ((ic - ic0) * plan.panel_phases + phase) * plan.panel_width;
         const int64_t start = block.t0 * problem.stride + (k0 + phase) * problem.dilation - problem.padding_left;
         const int64_t count = block.t1 - block.t0 + (k1 - k0 - 1 - phase) / plan.panel_phases * plan.phase_shift;
-        fill_row(block, ic * kPair<Storage>, start, count, dst);
-        if constexpr (kPair<Storage> == 2) {
-          const bool has_odd = 2 * ic + 1 < in_per_group;
-          if (has_odd) fill_row(block, 2 * ic + 1, start, count, odd_row);
-          pair_rows(dst, has_odd ? odd_row : nullptr, plan.panel_width, dst);
-        }
+        fill_panel_row<Storage>(
+            plan, block.n0, block.n1, [&](int64_t n, int64_t channel) { return input_row(block.group, n, channel); },
+            ic, in_per_group, start, problem.stride, count, dst, odd_row);
       }
     }
   }

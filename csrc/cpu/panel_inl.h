@@ -178,6 +178,27 @@ void pair_rows(const T* even, const T* odd, int64_t count, T* dst) {
   }
 }
 
+// A row of a panel: of batch items [n0, n1), `count` positions from `start` on, `step` apart, then zeros, since rows
+// are read in whole vectors. row_of(n, channel) is where they are; a channel of the panel is kPair<Storage> of those.
+template <class Storage, class RowOf>
+void fill_panel_row(
+    const Plan& plan, int64_t n0, int64_t n1, const RowOf& row_of, int64_t panel_channel, int64_t channels,
+    int64_t start, int64_t step, int64_t count, Acc<Storage>* dst, Acc<Storage>* odd_row) {
+  const auto fill = [&](int64_t channel, Acc<Storage>* to) {
+    for (int64_t n = n0; n < n1; ++n, to += plan.item_pitch) {
+      const int64_t width = n + 1 < n1 ? plan.item_pitch : plan.panel_width - (n - n0) * plan.item_pitch;
+      pack_row<Storage>(row_of(n, channel), start, step, count, width, to);
+    }
+  };
+  const int64_t first = panel_channel * kPair<Storage>;
+  fill(first, dst);
+  if constexpr (kPair<Storage> == 2) {
+    const bool has_odd = first + 1 < channels;
+    if (has_odd) fill(first + 1, odd_row);
+    pair_rows(dst, has_odd ? odd_row : nullptr, plan.panel_width, dst);
+  }
+}
+
 // The weights of one register tile: weight[row_offset[row] + channel * channel_stride + tap * tap_stride].
 struct WeightTile {
   int64_t row_offset[kTileRows];

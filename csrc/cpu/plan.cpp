@@ -29,8 +29,8 @@ constexpr int64_t kLongestRun = 2048;
 // Positions of a row that are one work unit of a depthwise layer: 16 KB of floats.
 constexpr int64_t kDepthwiseBlock = 4096;
 
-// Weights that are packed all at once, at most: with a thread's scratch memory this stays below 4 MB.
-constexpr int64_t kMostPackedBytes = 3 << 20;
+// Of packed weights or partial sums, which threads share: with the scratch memory of one this stays below 4 MiB.
+constexpr int64_t kMostSharedBytes = 3 << 20;
 
 // Output channels of a block of dot products, at least: the rows of grad_output that are read along with the panel.
 constexpr int64_t kDotBlock = 24;
@@ -155,6 +155,10 @@ struct Planner {
     finish(plan, 2 * plan.step_table);
   }
 
+  // Whether a depthwise row can be read as it is, and what a block of it needs beside the padding copied: else the
+  // panel takes the taps in blocks, or by rows of their own.
+  bool rows_fit() const { return p.stride == 1 && halo(p.kernel_size, 1, p.dilation) <= panel_budget / 2; }
+
   Plan depthwise(int64_t length, int64_t rows) const {
     Plan plan{};
     plan.algorithm = Algorithm::kDepthwise;
@@ -172,8 +176,8 @@ struct Planner {
   }
 
   Plan forward() const {
-    // Two output channels for each of the input are still faster one by one than a panel is filled for them.
-    if (p.stride == 1 && in_per_group == 1 && out_per_group <= 2) return depthwise(p.out_length, p.out_channels);
+    // Two output channels for each of the input are taken one by one: a panel would be filled for just them.
+    if (in_per_group == 1 && out_per_group <= 2 && rows_fit()) return depthwise(p.out_length, p.out_channels);
     Plan plan{};
     // Outputs that fill less than a vector, and weights that are read in their order.
     if (p.out_length * 2 <= tile.lanes && in_per_group * p.kernel_size >= 4 * tile.lanes && p.weight.tap == 1 &&
@@ -200,7 +204,7 @@ struct Planner {
   // Packing all weights at once pays if `plan` would pack them for several panels, and must not take much memory.
   bool may_pack_all(const Plan& plan, int64_t rows) const {
     return rows > 1 && ceil_div(p.batch, plan.batch_block) * plan.position_blocks >= 3 &&
-           p.out_channels * in_per_group * p.kernel_size * sizes.accumulate <= kMostPackedBytes;
+           p.out_channels * in_per_group * p.kernel_size * sizes.accumulate <= kMostSharedBytes;
   }
 
   Plan forward_columns() const {
@@ -209,8 +213,9 @@ struct Planner {
     plan.reduction_chunks = 1;
     plan.position_block = std::clamp<int64_t>(p.batch * p.out_length, 1, kMostColumns);
     plan.position_blocks = ceil_div(p.batch * p.out_length, plan.position_block);
-    // The columns of a block in a quarter of the L2 cache.
-    plan.channel_block = std::clamp<int64_t>(panel_budget / 2 / plan.position_block / p.kernel_size, 1, in_per_group);
+    // The columns of a block in a quarter of the L2 cache; as many channels for few columns, since blocks of channels
+    // are added up one after the other, and that must not depend on the batch.
+    plan.channel_block = std::clamp<int64_t>(panel_budget / 2 / kMostColumns / p.kernel_size, 1, in_per_group);
     plan.tap_block = p.kernel_size;
     plan.panel_width = row_width(plan.channel_block * p.kernel_size);
     plan.panel_elements = plan.position_block * plan.panel_width;
@@ -224,8 +229,7 @@ struct Planner {
 
   Plan backward_input() const {
     const bool edges = p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0;
-    const bool one_to_one = in_per_group == 1 && out_per_group == 1;
-    if (p.stride == 1 && one_to_one && !edges) return depthwise(p.in_length, p.in_channels);
+    if (in_per_group == 1 && out_per_group == 1 && rows_fit() && !edges) return depthwise(p.in_length, p.in_channels);
     Plan plan{};
     const int64_t positions = ceil_div(p.in_length, p.stride);
     const TapClasses classes{p, period};
@@ -258,8 +262,9 @@ struct Planner {
     Plan plan{};
     const int64_t rows = in_per_group * p.kernel_size;
     // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and 15 % for adding up
-    // lanes and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose. (Measured: the
-    // two meet at 128 weights a channel; 96: 65 and 70 GFLOP/s, 512: 76 and 59.)
+    // lanes and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose. So the two meet
+    // at 128 weights a channel. (Measured in GFLOP/s, outer product and dot products: 65 and 70 for 96 weights, 60 and
+    // 79 for 128, 81 and 79 for 240, 76 and 59 for 512.)
     const double fmas = double(rows) / tile.lanes, waste = double(round_up(out_per_group, tile.lanes)) / out_per_group;
     const bool dot =
         out_per_group * 4 <= tile.lanes || (p.out_length >= 8 * tile.lanes && fmas * 1.15 <= fmas * waste + 1.2);
@@ -306,13 +311,13 @@ struct Planner {
     while (!fit() && plan.channel_block > 1) plan.channel_block = ceil_div(plan.channel_block, 2);
     while (!fit() && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
     // Few blocks of weights and a long sum: the sum is cut into parts, the same ones for every number of threads, of at
-    // least 4 visits of the sums, and together at most 4 MB.
+    // least 4 visits of the sums.
     const int64_t blocks = p.groups * ceil_div(out_per_group, plan.out_block) *
                            ceil_div(p.kernel_size, plan.tap_block) * ceil_div(in_per_group, plan.channel_block);
     const int64_t chunks = std::max<int64_t>(
         1, std::min(
                {ceil_div(16, blocks), p.batch * p.out_length / (dot ? 1024 : 4 * plan.reduction_block),
-                (4 << 20) / (p.out_channels * rows * sizes.accumulate)}));
+                kMostSharedBytes / (p.out_channels * rows * sizes.accumulate)}));
     positions = std::clamp<int64_t>(positions, 1, ceil_div(p.batch * p.out_length, chunks));
     plan.position_block = balanced_block(p.out_length, positions, 1);
     plan.position_blocks = ceil_div(p.out_length, plan.position_block);

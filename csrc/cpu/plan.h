@@ -70,8 +70,8 @@ struct Plan {
   int64_t packed_bytes;                // shared, for PackWeight::kAll
 };
 
-// Products in one part of a sum, about. The rounding errors of a part grow with its length; a load, an addition and a
-// store for every 256 FMAs of a sum cost about one percent.
+// Products in one part of a sum, about. The rounding errors of a part grow with its length; the sum of the parts costs
+// no measurable time (benchmarks/NOTES.md).
 constexpr int64_t kLongestPart = 256;
 
 // Elements that packing a tile's weights may write behind them, and tiles that are packed together at most.
