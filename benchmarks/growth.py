@@ -6,7 +6,6 @@
 import argparse
 import sys
 from dataclasses import replace
-from operator import truediv
 from pathlib import Path
 from statistics import median
 
@@ -73,7 +72,7 @@ def _table(costs: dict[tuple[str, str], Costs], threads: int) -> Table:
             values = [cost[engine] for cost in by_size.values()]
             speeds = ", ".join(f"{1e-9 / value:.1f}" for value in values)
             sizes = ", ".join(f"{size:,}" for size in by_size)
-            table.add_row(mode, sweep, engine, sizes, speeds, f"{truediv(max(values), min(values)):.2f}")
+            table.add_row(mode, sweep, engine, sizes, speeds, f"{max(values) / min(values):.2f}")
     return table
 
 

@@ -43,4 +43,5 @@ def plan(
     padding_right: int = 0,
     dilation: int = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
 ) -> dict[str, Any]: ...

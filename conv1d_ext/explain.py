@@ -25,8 +25,8 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
 
     For the forward pass and both gradients: the floating-point operations, the bytes of the operands (each read or
     written once), the least time that the FMA units and the memory of this machine allow for that with
-    torch.get_num_threads() threads, and the kernels' plan (csrc/cpu/plan.h names its fields; it is the one for
-    contiguous tensors). Speed of FMA and memory are measured here, the first call takes a fraction of a second.
+    torch.get_num_threads() threads, and the kernels' plan for contiguous tensors (csrc/cpu/plan.h says what its fields
+    are). Speed of FMA and memory are measured here, the first call takes a fraction of a second.
 
     Args:
         layer: a torch.nn.Conv1d or conv1d_ext.Conv1d; it is not run.
@@ -53,7 +53,7 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
     flops = 2 * parts * sizes["batch"] * sizes["out_channels"] * _out_length(sizes) * layer.weight[0].numel()
     nbytes = _bytes(layer, sizes)
     for operator in _OPERATORS.values():
-        plan = _C.plan(operator, str(real).removeprefix("torch."), **sizes)
+        plan = _C.plan(operator, str(real).removeprefix("torch."), **sizes, padding_mode=layer.padding_mode)
         limits = {"FMA": flops / peak, "memory": nbytes / bandwidth}
         limit = max(limits, key=limits.__getitem__)
         cells = {
@@ -67,8 +67,6 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
         print(f"as {parts} real convolutions, of this plan each:")
     for name, row in rows.items():
         print(f"{name:16}" + "".join(f"{cell:>24}" for cell in row))
-    modes = " (a padding mode costs no copy; its gradient is a second pass)" * (layer.padding_mode != "zeros")
-    print(f"units: pieces of work that threads share{modes}")
 
 
 def _sizes(layer: torch.nn.Conv1d, shape: Sequence[int]) -> dict[str, int]:

@@ -7,7 +7,6 @@
 #include <algorithm>
 
 namespace conv1d_ext {
-namespace {
 
 PaddingMode parse_padding_mode(std::string_view name) {
   if (name == "zeros") return PaddingMode::kZeros;
@@ -18,6 +17,8 @@ PaddingMode parse_padding_mode(std::string_view name) {
       false, "padding_mode must be one of {'zeros', 'reflect', 'replicate', 'circular'}, but got padding_mode='", name,
       "'");
 }
+
+namespace {
 
 Conv1dProblem check_geometry(const Geometry<int64_t>& geometry) {
   TORCH_CHECK(geometry.padding_left >= 0 && geometry.padding_right >= 0, "negative padding is not supported");

@@ -7,6 +7,9 @@
 
 namespace conv1d_ext {
 
+// zeros, reflect, replicate or circular.
+PaddingMode parse_padding_mode(std::string_view name);
+
 // The problem without the operands' strides, which depend on how a backend views them.
 Conv1dProblem check_conv1d(
     const Geometry<int64_t>& geometry,

@@ -18,6 +18,7 @@
 #include <chrono>
 #include <map>
 
+#include "checks.h"
 #include "conv1d.h"
 #include "cpu/isa.h"
 #include "cpu/plan.h"
@@ -196,7 +197,7 @@ py::dict build_info() {
 py::dict plan(
     const std::string& op_name, const std::string& dtype, int64_t batch, int64_t in_channels, int64_t in_length,
     int64_t out_channels, int64_t kernel_size, int64_t stride, int64_t padding_left, int64_t padding_right,
-    int64_t dilation, int64_t groups) {
+    int64_t dilation, int64_t groups, const std::string& padding_mode) {
   const std::map<std::string, Op> ops{
       {"conv1d", Op::kForward},
       {"conv1d_backward_input", Op::kBackwardInput},
@@ -221,6 +222,7 @@ py::dict plan(
   problem.dilation = dilation;
   problem.padding_left = padding_left;
   problem.padding_right = padding_right;
+  problem.padding_mode = parse_padding_mode(padding_mode);
   problem.input = {in_channels * in_length, in_length, 1};
   problem.output = {out_channels * problem.out_length, problem.out_length, 1};
   problem.weight = {in_channels / groups * kernel_size, kernel_size, 1};
@@ -283,5 +285,5 @@ PYBIND11_MODULE(_C, m) {
       "plan", torch::wrap_pybind_function(&plan), "The kernels' plan for a problem with contiguous operands.",
       py::arg("op"), py::arg("dtype"), py::kw_only(), py::arg("batch"), py::arg("in_channels"), py::arg("in_length"),
       py::arg("out_channels"), py::arg("kernel_size"), py::arg("stride") = 1, py::arg("padding_left") = 0,
-      py::arg("padding_right") = 0, py::arg("dilation") = 1, py::arg("groups") = 1);
+      py::arg("padding_right") = 0, py::arg("dilation") = 1, py::arg("groups") = 1, py::arg("padding_mode") = "zeros");
 }

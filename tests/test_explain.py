@@ -27,12 +27,13 @@ def test_counts_the_operations_that_torch_counts(capsys: pytest.CaptureFixture) 
     [
         (torch.nn.Conv1d(256, 256, 3, padding="same"), ["panel", "panel", "panel"]),
         (torch.nn.Conv1d(256, 256, 4, padding=3, groups=256), ["depthwise", "depthwise", "dot"]),
+        (torch.nn.Conv1d(64, 64, 4, padding=3, groups=64, padding_mode="reflect"), ["depthwise", "panel", "dot"]),
         (torch.nn.Conv1d(256, 256, 3, dtype=torch.complex64), ["panel", "panel", "panel"]),
     ],
-    ids=["dense", "depthwise", "complex"],
+    ids=["dense", "depthwise", "padding mode", "complex"],
 )
 def test_names_the_algorithms(layer: torch.nn.Conv1d, algorithms: list[str], capsys: pytest.CaptureFixture) -> None:
-    assert explained(capsys, layer, [256, 4000])["algorithm"] == algorithms
+    assert explained(capsys, layer, [layer.in_channels, 4000])["algorithm"] == algorithms
 
 
 def test_says_what_torch_computes_and_why(capsys: pytest.CaptureFixture) -> None:
