@@ -33,7 +33,7 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
         input: ``[N, C_in, L_in]`` or ``[C_in, L_in]``, or such a shape.
 
     Raises:
-        ValueError: the input's shape does not fit the layer.
+        ValueError: the input's shape does not fit the layer, or is empty.
     """
     shape = tuple(input.shape if isinstance(input, Tensor) else input)
     sizes = _sizes(layer, shape)
@@ -74,16 +74,18 @@ def _sizes(layer: torch.nn.Conv1d, shape: Sequence[int]) -> dict[str, int]:
     if len(shape) not in (2, 3) or shape[-2] != layer.in_channels:
         expected = f"[N, {layer.in_channels}, L] or [{layer.in_channels}, L]"
         raise ValueError(f"expected an input of shape {expected}, but got {list(shape)}")
+    if 0 in shape:
+        raise ValueError(f"an input of shape {list(shape)} leaves nothing to compute")
     left, right = layer._reversed_padding_repeated_twice[:2]
     sizes = {
         "batch": shape[0] if len(shape) == 3 else 1,
         "in_channels": layer.in_channels,
-        "in_length": shape[-1],
+        "in_length": shape[-1] + min(left, 0) + min(right, 0),  # negative padding crops
         "out_channels": layer.out_channels,
         "kernel_size": layer.kernel_size[0],
         "stride": layer.stride[0],
-        "padding_left": left,
-        "padding_right": right,
+        "padding_left": max(left, 0),
+        "padding_right": max(right, 0),
         "dilation": layer.dilation[0],
         "groups": layer.groups,
     }

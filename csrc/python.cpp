@@ -210,19 +210,13 @@ py::dict plan(
       {"float16", &table.float16}};
   TORCH_CHECK_VALUE(ops.count(op_name), "unknown operator '", op_name, "'");
   TORCH_CHECK_VALUE(kernels.count(dtype), "no kernels for dtype '", dtype, "'");
-  Conv1dProblem problem{};
-  problem.batch = batch;
-  problem.in_channels = in_channels;
-  problem.out_channels = out_channels;
-  problem.groups = groups;
-  problem.in_length = in_length;
-  problem.out_length = (padding_left + in_length + padding_right - dilation * (kernel_size - 1) - 1) / stride + 1;
-  problem.kernel_size = kernel_size;
-  problem.stride = stride;
-  problem.dilation = dilation;
-  problem.padding_left = padding_left;
-  problem.padding_right = padding_right;
-  problem.padding_mode = parse_padding_mode(padding_mode);
+  TORCH_CHECK(groups > 0, "non-positive groups is not supported");
+  const auto meta = at::TensorOptions().device(at::kMeta);
+  const at::Tensor input = at::empty({}, meta).expand({batch, in_channels, in_length});  // of any size
+  const at::Tensor weight = at::empty({}, meta).expand({out_channels, in_channels / groups, kernel_size});
+  Conv1dProblem problem =
+      check_conv1d({stride, padding_left, padding_right, dilation, groups, padding_mode}, input, weight, std::nullopt);
+  TORCH_CHECK(input.numel() > 0, "expected some input, but got input of size ", input.sizes());
   problem.input = {in_channels * in_length, in_length, 1};
   problem.output = {out_channels * problem.out_length, problem.out_length, 1};
   problem.weight = {in_channels / groups * kernel_size, kernel_size, 1};

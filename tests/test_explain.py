@@ -41,7 +41,13 @@ def test_says_what_torch_computes_and_why(capsys: pytest.CaptureFixture) -> None
     assert "computed by torch's own conv1d: there are no kernels for meta" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("shape", [(1, 5, 10), (3,), (1, 3, 1)])
+def test_takes_negative_padding_for_cropping(capsys: pytest.CaptureFixture) -> None:
+    cropping = conv1d_ext.Conv1d(3, 4, 2, padding=-2, padding_mode="circular")
+    cropped = conv1d_ext.Conv1d(3, 4, 2)
+    assert explained(capsys, cropping, [1, 3, 50])["MFLOP"] == explained(capsys, cropped, [1, 3, 46])["MFLOP"]
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 10), (3,), (1, 3, 1), (0, 3, 10)])
 def test_refuses_shapes_that_do_not_fit(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected an input of shape|too short"):
+    with pytest.raises(ValueError, match=r"expected an input of shape|too short|nothing to compute"):
         conv1d_ext.explain(conv1d_ext.Conv1d(3, 4, 2), shape)

@@ -1,12 +1,19 @@
-"""Results are equal to the bit, whatever the number of threads and wherever in a batch an item lies."""
+"""Results are equal to the bit, whatever the number of threads and wherever in a batch an item lies; and threads of
+any kind may call."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from cases import CASES as SMALL_CASES
 from cases import Case, make_operands
+
+import conv1d_ext
 
 OPS = torch.ops.conv1d_ext
 # Each large enough for several threads: many positions, channels, groups; long sums over batch and positions.
@@ -57,6 +64,91 @@ def test_bits_do_not_depend_on_the_batch(case: Case) -> None:
         assert torch.equal(OPS.conv1d(x[n : n + 1], w, bias, **case.geometry), output[n : n + 1])
         alone = OPS.conv1d_backward_input(grad[n : n + 1], w, case.in_length, **case.geometry)
         assert torch.equal(alone, grad_input[n : n + 1])
+
+
+@pytest.mark.parametrize("case", [c for c in SMALL_CASES if c.batch > 1], ids=str)
+def test_bits_of_small_layers_do_not_depend_on_the_batch(case: Case, isa: str) -> None:
+    test_bits_do_not_depend_on_the_batch(case)
+
+
+BITS = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_threads import CASES, all_bits
+import hashlib
+torch.set_num_threads(2)
+digest = hashlib.sha256()
+for case in CASES:
+    for result in all_bits(case, torch.float32):
+        digest.update(result.numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_bits_do_not_depend_on_the_process() -> None:
+    command = [sys.executable, "-c", BITS, os.path.dirname(__file__)]
+    first, second = (subprocess.run(command, check=True, capture_output=True).stdout for _ in range(2))
+    assert first == second != b""
+
+
+def test_python_threads_share_a_module() -> None:
+    """Each with a number of OpenMP threads of its own, and with lengths of its own, forward and backward."""
+    layer = conv1d_ext.Conv1d(24, 32, 5, padding=2)
+    inputs = [torch.randn(2, 24, 300 + 7 * i) for i in range(24)]
+
+    def step(i: int) -> list[torch.Tensor]:
+        x = inputs[i].clone().requires_grad_()
+        output = layer(x)
+        return [output, *torch.autograd.grad(output, (x, layer.weight, layer.bias), output)]
+
+    def step_with_threads(i: int) -> list[torch.Tensor]:
+        torch.set_num_threads(1 + i % 4)
+        return step(i)
+
+    torch.set_num_threads(1)
+    expected = [step(i) for i in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            for results, first in zip(pool.map(step_with_threads, range(24)), expected, strict=True):
+                assert all(map(torch.equal, results, first))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+def test_works_in_a_forked_child_after_the_parent_used_threads() -> None:
+    """torch's own operators wait forever there, for OpenMP threads that the child does not have."""
+    torch.set_num_threads(4)
+    layer = conv1d_ext.Conv1d(128, 256, 3, padding=1)
+    x = torch.randn(8, 128, 1000)
+    with torch.no_grad():
+        before = layer(x)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends a child that waits forever
+            after = layer(x)
+            torch.set_num_threads(1)  # for the comparison, which is torch's
+            os._exit(0 if torch.equal(after, before) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert torch.equal(layer(x), before)  # the parent keeps its threads
+
+
+SHUTDOWN = """
+import threading, time, torch, conv1d_ext
+layer, x = conv1d_ext.Conv1d(16, 16, 5), torch.randn(4, 16, 2000)
+def work():
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        layer(x).sum().backward()
+    print("done", flush=True)
+for _ in range(4):
+    threading.Thread(target=work).start()
+"""
+
+
+def test_threads_compute_on_while_the_interpreter_shuts_down() -> None:
+    """Daemon threads are another matter: they make torch itself abort, before Python 3.14."""
+    result = subprocess.run([sys.executable, "-c", SHUTDOWN], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "done\n" * 4, "")
 
 
 @pytest.fixture(scope="module")

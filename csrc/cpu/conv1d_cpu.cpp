@@ -3,10 +3,12 @@
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <torch/library.h>
 
 #include <array>
+#include <atomic>
 #include <cstring>
 
 #include "checks.h"
@@ -79,13 +81,25 @@ void* scratch_memory(int64_t bytes) {
   return kept.get();
 }
 
+// A child of fork has none of its parent's OpenMP threads, but the runtime would wait for them, forever. So where the
+// parent has started some, the child does all its work on one thread.
+std::atomic<bool> threads_started{false}, threads_lost{false};
+[[maybe_unused]] const int fork_handler =
+    pthread_atfork(nullptr, nullptr, [] { threads_lost = threads_started.load(); });
+
 // Calls run(begin, end) for ranges that make up [0, units).
 template <class Run>
 void for_ranges(int64_t units, double work, const Run& run) {
   // Multiply-adds that outweigh waking a thread (a few microseconds, at some 20 a nanosecond).
   constexpr double kWorkPerThread = 1 << 17;
-  const double grain = work > 0 ? units * kWorkPerThread / work : 1;
-  at::parallel_for(0, units, grain < 1 ? 1 : int64_t(std::min(grain, 0x1p62)), run);
+  const double range = work > 0 ? units * kWorkPerThread / work : 1;
+  const int64_t grain = range < 1 ? 1 : int64_t(std::min(range, 0x1p62));
+  if (units <= grain || at::get_num_threads() == 1 || threads_lost) {
+    if (units > 0) run(int64_t{0}, units);
+    return;
+  }
+  threads_started = true;
+  at::parallel_for(0, units, grain, run);
 }
 
 template <class Kernel, class Args>
@@ -122,6 +136,12 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs
   const at::DataPtr packed = pack_weights(kernels.run.pack_backward_input, problem, plan, &args);
   for_units(kernels.run.backward_input, problem, plan, args, plan.units);
   for_units(kernels.run.backward_input_edges, problem, plan, args, plan.edge_units);
+  if (!problem.accumulate && !problem.negate) {
+    const int64_t rows = problem.batch * problem.in_channels;
+    for_ranges(rows, double(rows) * problem.kernel_size, [&](int64_t begin, int64_t end) {
+      kernels.run.backward_input_ends(problem, args, begin, end);
+    });
+  }
 }
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardWeightArgs args) {
@@ -203,6 +223,13 @@ at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options,
   return empty_result(sizes, options);
 }
 
+void clear(const at::Tensor& dense) {
+  char* bytes = static_cast<char*>(dense.mutable_data_ptr());
+  for_ranges(int64_t(dense.nbytes()), double(dense.nbytes()), [&](int64_t begin, int64_t end) {
+    std::memset(bytes + begin, 0, end - begin);
+  });
+}
+
 at::Tensor conv1d_cpu(
     const Geometry<int64_t>& geometry, const at::Tensor& input, const at::Tensor& weight,
     const std::optional<at::Tensor>& bias) {
@@ -249,7 +276,7 @@ at::Tensor conv1d_backward_input_cpu(
   problem.output = strides(grad_output);
   problem.weight = weight_strides(weight);
   if (grad_input.numel() == 0) return grad_input;
-  if (leaves_gaps(problem)) grad_input.zero_();
+  if (leaves_gaps(problem)) clear(grad_input);
   const Kernels kernels = kernels_for(at::toRealValueType(grad_output.scalar_type()));
   if (!grad_output.is_complex()) {
     run(kernels, problem,
@@ -275,7 +302,10 @@ at::Tensor conv1d_backward_weight_cpu(
   problem.input = strides(input);
   problem.output = strides(grad_output);
   problem.weight = weight_strides(grad_weight);
-  if (input.numel() == 0 || grad_weight.numel() == 0) return grad_weight.zero_();
+  if (input.numel() == 0 || grad_weight.numel() == 0) {
+    clear(grad_weight);
+    return grad_weight;
+  }
   const Kernels kernels = kernels_for(at::toRealValueType(input.scalar_type()));
   if (!input.is_complex()) {
     run(kernels, problem,

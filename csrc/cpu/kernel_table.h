@@ -50,6 +50,9 @@ struct KernelSet {
   // it was copied from.
   void (*backward_input_edges)(
       const Conv1dProblem&, const Plan&, const BackwardInputArgs&, void* scratch, int64_t begin, int64_t end);
+  // Last pass of backward_input, for results stored, not accumulated: computes NaN near the ends of the input again,
+  // where the others multiply zeros in place of outputs that do not exist. Work units: batch * in_channels.
+  void (*backward_input_ends)(const Conv1dProblem&, const BackwardInputArgs&, int64_t begin, int64_t end);
   void (*backward_weight)(
       const Conv1dProblem&, const Plan&, const BackwardWeightArgs&, void* scratch, int64_t begin, int64_t end);
   // Second pass of backward_weight, where plan.reduction_chunks > 1: adds the partial sums, in their order.

@@ -11,6 +11,7 @@
 #include "cpu/depthwise_inl.h"
 #include "cpu/forward_inl.h"
 #include "cpu/backward_input_inl.h"
+#include "cpu/ends_inl.h"
 #include "cpu/backward_weight_inl.h"
 #include "cpu/peak_inl.h"
 
@@ -50,6 +51,7 @@ constexpr KernelSet kernel_set() {
       forward<Storage>,
       backward_input<Storage>,
       backward_input_edges<Storage>,
+      backward_input_ends<Storage>,
       backward_weight_panel<Storage>,
       backward_weight_sum<Storage>,
       backward_bias<Storage>};
