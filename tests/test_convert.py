@@ -2,9 +2,15 @@
 
 import copy
 import logging
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from operators import operators_of
 from torch.nn.utils import parametrizations, parametrize
 
 import conv1d_ext
@@ -35,6 +41,22 @@ class OwnForward(torch.nn.Conv1d):
 class OwnConvForward(torch.nn.Conv1d):
     def _conv_forward(self, input, weight, bias):
         return -super()._conv_forward(input, weight, bias)
+
+
+class Causal(torch.nn.Conv1d):
+    """As in many speech models; the keyword is Voxtral's."""
+
+    def forward(self, input, state=None):
+        state = input.new_zeros(*input.shape[:2], self.kernel_size[0] - 1) if state is None else state
+        return super().forward(torch.cat([state, input], dim=2))
+
+
+class LazyCausal(torch.nn.LazyConv1d):
+    pass
+
+
+def hook(module, args, output):
+    return output + 1
 
 
 class Net(torch.nn.Module):
@@ -85,24 +107,69 @@ def test_swaps_the_module_itself():
     assert type(module) is torch.nn.Conv1d
 
 
-def test_leaves_subclasses_alone():
-    net = convert(Net())
-    assert type(net.own_forward) is OwnForward
-    assert type(net.own_conv_forward) is OwnConvForward
-    ours = type("Ours", (conv1d_ext.Conv1d,), {})(4, 4, 3)
-    assert type(revert(ours)).__name__ == "Ours"
+SUBCLASSES = [OwnForward, OwnConvForward, Causal]
+
+
+@pytest.mark.parametrize("cls", SUBCLASSES)
+def test_serves_subclasses_below_their_own_methods(cls):
+    module = cls(4, 4, 3)
+    assert_unchanged(module, convert)
+    assert isinstance(module, conv1d_ext.Conv1d)
+    assert isinstance(module, cls)
+    assert repr(type(module)) == repr(cls)
+    assert operators_of(module, INPUT).count("conv1d_ext::conv1d") == 1
+    assert type(convert(cls(4, 4, 3))) is type(module)
+    assert_unchanged(module, revert)
+    assert type(module) is cls
+
+
+@pytest.mark.parametrize("cls", SUBCLASSES)
+def test_converted_subclass_pickles_and_copies(cls):
+    module = convert(cls(4, 4, 3))
+    module.register_forward_hook(hook)
+    for twin in (copy.copy(module), copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(twin) is type(module)
+        torch.testing.assert_close(twin(INPUT), module(INPUT), rtol=0, atol=0)
+
+
+def test_pickled_subclass_is_loaded_by_another_process():
+    pickled = pickle.dumps(convert(torch.nn.Sequential(OwnForward(4, 4, 1), Causal(4, 4, 3))))
+    code = f"import pickle, conv1d_ext; print([type(m).__mro__[:3] for m in pickle.loads({pickled!r})])"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    expected = [(cls, cls, conv1d_ext.Conv1d) for cls in (OwnForward, Causal)]
+    assert done.stdout.strip() == str(expected), done.stderr
+
+
+@pytest.mark.parametrize("cls", SUBCLASSES)
+def test_converted_subclass_compiles_whole(cls):
+    module = convert(cls(4, 4, 3))
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(INPUT), module(INPUT), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cls", [torch.ao.nn.qat.Conv1d, type("Ours", (conv1d_ext.Conv1d,), {}), LazyCausal])
+def test_leaves_alone_what_is_known_by_its_class(cls):
+    """Quantization looks its classes up; subclasses of this package's are not torch's to get back."""
+    qat = {"qconfig": torch.ao.quantization.get_default_qat_qconfig("x86")} if "torch" in cls.__module__ else {}
+    module = cls(4, 3) if issubclass(cls, torch.nn.LazyConv1d) else cls(4, 4, 3, **qat)
+    assert type(convert(module)) is cls
+    assert type(revert(module)) is cls
 
 
 def test_says_what_it_swapped_and_what_it_left(caplog):
     reports: list[str] = []
-    net = convert(Net(), report=reports.append)
+    net = Net()
+    net.quantized = torch.ao.nn.qat.Conv1d(4, 4, 1, qconfig=torch.ao.quantization.get_default_qat_qconfig("x86"))
+    convert(net, report=reports.append)
     (report,) = reports
-    assert "2 swapped, 2 left" in report
-    for line in ("swapped shared: Conv1d", "swapped body.2: Conv1d", "left own_forward: OwnForward"):
+    assert "4 swapped, 1 left" in report
+    for line in ("swapped shared: Conv1d", "swapped own_forward: OwnForward", "left quantized: Conv1d"):
         assert line in report
     with caplog.at_level(logging.INFO, logger="conv1d_ext"):
         convert(revert(net))
-    assert caplog.text.count("2 swapped") == 2
+    assert caplog.text.count("4 swapped") == 2
 
 
 def test_twice_changes_nothing():
@@ -180,9 +247,15 @@ def test_parametrizations_can_be_removed_afterwards():
     torch.testing.assert_close(module(INPUT), before)
 
 
-def test_parametrized_subclass_is_left_alone():
+def test_parametrized_subclass_is_served_too():
     module = parametrizations.weight_norm(OwnForward(4, 4, 3))
-    assert not isinstance(convert(module), conv1d_ext.Conv1d)
+    assert_unchanged(module, convert)
+    assert isinstance(module, conv1d_ext.Conv1d)
+    torch.testing.assert_close(copy.deepcopy(module)(INPUT), module(INPUT), rtol=0, atol=0)
+    assert_unchanged(module, revert)
+    assert not isinstance(module, conv1d_ext.Conv1d)
+    parametrize.remove_parametrizations(module, "weight")
+    assert type(module) is OwnForward
 
 
 def test_swaps_lazy_modules():
