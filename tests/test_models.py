@@ -81,7 +81,7 @@ def assert_within_rounding(actual: Results, expected: Results) -> None:
             assert actual[name] is None, name
         elif tensor.numel():
             # The sum is for gradients that are zero but for rounding, such as those of biases before a softmax.
-            tolerance = 1e-10 * float(tensor.abs().max() + 1e-6 * largest)
+            tolerance = 1e-10 * float(tensor.abs().max() + 1e-4 * largest)
             torch.testing.assert_close(actual[name], tensor, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -101,7 +101,7 @@ def test_every_conv1d_is_swapped_and_back(name: str) -> None:
 
 @every_model
 def test_every_convolution_runs_here(name: str) -> None:
-    """But transposed ones, which are as many as before; and equal to the bit by convert and by patch_torch."""
+    """All but those transposed or of other dimensions; and equal to the bit by convert and by patch_torch."""
     example, model, inputs = build(name)
     ours = converted(model).eval()
     model.eval()
@@ -111,7 +111,7 @@ def test_every_convolution_runs_here(name: str) -> None:
         return example.run(model, **inputs)
 
     calls = Counter(operators_of(output, model))
-    transposed = sum(isinstance(module, torch.nn.ConvTranspose1d) for module in model.modules())
+    others = sum(isinstance(module, (torch.nn.ConvTranspose1d, torch.nn.Conv2d)) for module in model.modules())
     with served(example):
         ours_calls, actual = Counter(operators_of(output, ours)), output(ours)
     with conv1d_ext.patch_torch():
@@ -119,7 +119,7 @@ def test_every_convolution_runs_here(name: str) -> None:
     if example.by_function:
         assert "conv1d_ext::conv1d" not in operators_of(output, ours)
     assert ours_calls["conv1d_ext::conv1d"] == calls["aten::convolution"] - ours_calls["aten::convolution"] > 0
-    assert ours_calls["aten::convolution"] <= transposed
+    assert ours_calls["aten::convolution"] <= others
     assert all(map(torch.equal, actual, expected))
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import transformers as hf
 from torch import Tensor
+from transformers.models.moonshine_streaming.configuration_moonshine_streaming import MoonshineStreamingEncoderConfig
+from transformers.models.moonshine_streaming.modeling_moonshine_streaming import MoonshineStreamingEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 Inputs = dict[str, Any]
@@ -129,6 +131,24 @@ def _mamba2() -> hf.PreTrainedModel:
     return hf.Mamba2ForCausalLM(hf.Mamba2Config(**_LANGUAGE, num_heads=4, head_dim=8, n_groups=2, chunk_size=8))
 
 
+def _parakeet() -> hf.PreTrainedModel:
+    encoder = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+        "conv_kernel_size": 5, "subsampling_factor": 4, "subsampling_conv_channels": 8, "num_mel_bins": 16,
+        "layerdrop": 0.0,
+    }  # fmt: skip
+    return hf.ParakeetForCTC(hf.ParakeetCTCConfig(vocab_size=40, pad_token_id=39, encoder_config=encoder))
+
+
+def _moonshine() -> hf.PreTrainedModel:
+    return MoonshineStreamingEncoder(
+        MoonshineStreamingEncoderConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            sliding_windows=((4, 1), (4, 0)),
+        )
+    )  # fmt: skip
+
+
 def _run_encodec(model: hf.PreTrainedModel, input_values: Tensor) -> list[Tensor]:
     latents = model.encoder(input_values)
     return [latents, model.decoder(latents)]
@@ -166,6 +186,8 @@ EXAMPLES: dict[str, Example] = {
     "hubert": Example(_speech(hf.HubertModel), _wave(2, 1200)),
     "wavlm": Example(_speech(hf.WavLMModel), _wave(2, 1200)),
     "conformer": Example(_speech(hf.Wav2Vec2ConformerModel, conv_depthwise_kernel_size=7), _wave(2, 1200)),
+    "parakeet": Example(_parakeet, lambda: {"input_features": torch.randn(2, 60, 16)}),  # its head derives from Conv1d
+    "moonshine": Example(_moonshine, _wave(2, 1600)),  # and so do the causal convolutions here
     "whisper": Example(_whisper, lambda: {"input_features": torch.randn(2, 16, 100)}),
     "encodec": Example(_encodec, _wave(2, 1, 400), _run_encodec),
     "dac": Example(_dac, _wave(2, 1, 400), _run_dac),
