@@ -1,5 +1,6 @@
-"""Measures whole models of transformers, as they are and converted by conv1d_ext.convert, in turns.
+"""Measures whole models of transformers, as they are and with this package's kernels, in turns.
 
+Converted by conv1d_ext.convert, and under patch_torch() for those that call torch.nn.functional.conv1d, as Mamba does.
 Built from their configuration, with random weights: nothing is downloaded. `python -m benchmarks.models`
 """
 
@@ -94,9 +95,14 @@ def _compare(name: str, seconds: float) -> tuple[list[str], float]:
     stock, input = MODELS[name]()
     stock.eval()
     ours = conv1d_ext.convert(copy.deepcopy(stock))
-    expected, actual = _output(stock(input)), _output(ours(input))
+
+    @conv1d_ext.patch_torch()
+    def run_ours() -> Tensor | tuple[Tensor, ...]:
+        return ours(input)
+
+    expected, actual = _output(stock(input)), _output(run_ours())
     difference = ((actual - expected).abs().max() / expected.abs().max()).item()
-    engines = {"torch": lambda _: stock(input), OURS: lambda _: ours(input)}
+    engines = {"torch": lambda _: stock(input), OURS: lambda _: run_ours()}
     samples = take_turns(engines, operands=1, seconds=seconds, pause=0, synchronize=lambda: None)
     converted = sum(isinstance(module, conv1d_ext.Conv1d) for module in ours.modules())
     milliseconds = [f"{median(times) * 1e3:.4g}" for times in samples.values()]
