@@ -21,6 +21,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   using Segment = TapClasses::Segment;
   const TapClasses classes{problem, plan.panel_phases};
   const int64_t taps_per_class = classes.taps(0);
+  const GradInputEnds<Storage> ends{problem, args};
 
   // A block of inputs: batch items [n0, n1), a group, positions j * stride + residue with j in [j0, j1). `edges`: only
   // the padding positions among them, to be added to the positions that they repeat.
@@ -202,6 +203,38 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
 
   void add_to(T value, Storage* dst) const { narrow(problem.negate ? widen(*dst) - value : widen(*dst) + value, dst); }
 
+  // Of rows that have been stored; where they are not stored directly, the results are still at hand, too.
+  void mend_ends(const Block& block, const Segment& segment, int64_t row0, int64_t row1, bool direct) const {
+    const int64_t stride = problem.stride, columns = block.j1 - block.j0;
+    // Columns [0, head) and [tail, columns) lie near the ends.
+    int64_t head = min_of(columns, ceil_div(ends.head, stride) - block.j0);
+    const int64_t tail = max_of(max_of(0, head), floor_div(ends.tail, stride) - block.j0);
+    if (!ends.stored || ends.repeats || (head <= 0 && tail >= columns)) return;
+    if (columns <= 4 * Vec<T>::kLanes) head = columns;  // quicker than two ends
+    const int64_t pitch = round_up(block.columns, Vec<T>::kLanes);
+    const auto look = [&](const auto* values, Vec<T>* seen) {
+      if (head > 0) ends.look(values, 1, head, seen);
+      if (head < columns && tail < columns) ends.look(values + tail, 1, columns - tail, seen);
+    };
+    Vec<T> seen = broadcast(T{0});
+    for (int64_t row = row0; row < row1; ++row) {
+      for (int64_t n = block.n0; n < block.n1; ++n) {
+        if (direct) {  // stride 1: rows are channels
+          look(input_row(block, n, row) + block.j0, &seen);
+        } else {
+          look(results + (row - row0) * pitch + (n - block.n0) * plan.item_pitch, &seen);
+        }
+      }
+    }
+    if (!ends.alarming(seen)) return;
+    for (int64_t row = row0; row < row1; ++row) {
+      const int64_t channel = block.group * in_per_group + channel_of(segment, row);
+      const int64_t first = block.j0 * stride + classes.residue(class_of(segment, row));
+      const int64_t last = min_of(problem.in_length, block.j1 * stride);
+      for (int64_t n = block.n0; n < block.n1; ++n) ends.mend(n, channel, first, last, stride);
+    }
+  }
+
   // Tiles [tile0, tile1) of a segment, in a block whose panel may have been filled before.
   void compute(const Block& block, const Segment& segment, int64_t tile0, int64_t tile1) {
     const int64_t taps = classes.taps(segment.begin);
@@ -218,6 +251,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
         }
       }
       if (!direct) store_results(block, segment, first_row(segment, tile), first_row(segment, tile_end));
+      mend_ends(block, segment, first_row(segment, tile), first_row(segment, tile_end), direct);
     }
   }
 

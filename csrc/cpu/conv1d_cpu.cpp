@@ -136,7 +136,7 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs
   const at::DataPtr packed = pack_weights(kernels.run.pack_backward_input, problem, plan, &args);
   for_units(kernels.run.backward_input, problem, plan, args, plan.units);
   for_units(kernels.run.backward_input_edges, problem, plan, args, plan.edge_units);
-  if (!problem.accumulate && !problem.negate) {
+  if (problem.padding_mode != PaddingMode::kZeros) {
     const int64_t rows = problem.batch * problem.in_channels;
     for_ranges(rows, double(rows) * problem.kernel_size, [&](int64_t begin, int64_t end) {
       kernels.run.backward_input_ends(problem, args, begin, end);

@@ -135,9 +135,19 @@ void backward_input_depthwise(
   const int64_t padding_left = (problem.kernel_size - 1) * problem.dilation - problem.padding_left;
   DepthwiseRow<Storage> row(problem, plan, padding_left, memory);
   row.out_stride = problem.input.position;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t index = unit / plan.position_blocks, block = unit % plan.position_blocks;
-    const int64_t n = index / problem.in_channels, channel = index % problem.in_channels;
+  // Calls body(n, channel, first, last) for the rows and positions of the units.
+  const auto for_blocks = [&](const auto& body) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t index = unit / plan.position_blocks, block = unit % plan.position_blocks;
+      body(
+          index / problem.in_channels, index % problem.in_channels,
+          block_begin(problem.in_length, Vec<T>::kLanes, plan.position_blocks, block),
+          block_begin(problem.in_length, Vec<T>::kLanes, plan.position_blocks, block + 1));
+    }
+  };
+  const GradInputEnds<Storage> ends{problem, args};
+  Vec<T> seen = broadcast(T{0});
+  for_blocks([&](int64_t n, int64_t channel, int64_t first, int64_t last) {
     row.in = {
         static_cast<const Storage*>(args.grad_output) + n * problem.output.batch + channel * problem.output.channel,
         problem.output.position, problem.out_length, PaddingMode::kZeros};
@@ -146,10 +156,11 @@ void backward_input_depthwise(
     for (int64_t k = 0; k < problem.kernel_size; ++k) {
       row.taps[problem.kernel_size - 1 - k] = widen(weight[k * problem.weight.tap]);
     }
-    row.run_block(
-        block_begin(problem.in_length, Vec<T>::kLanes, plan.position_blocks, block),
-        block_begin(problem.in_length, Vec<T>::kLanes, plan.position_blocks, block + 1));
-  }
+    row.run_block(first, last);
+    ends.look_at_row(n, channel, first, last, &seen);
+  });
+  if (!ends.alarming(seen)) return;
+  for_blocks([&](int64_t n, int64_t channel, int64_t first, int64_t last) { ends.mend(n, channel, first, last, 1); });
 }
 
 }  // namespace

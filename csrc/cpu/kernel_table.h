@@ -50,8 +50,8 @@ struct KernelSet {
   // it was copied from.
   void (*backward_input_edges)(
       const Conv1dProblem&, const Plan&, const BackwardInputArgs&, void* scratch, int64_t begin, int64_t end);
-  // Last pass of backward_input, for results stored, not accumulated: computes NaN near the ends of the input again,
-  // where the others multiply zeros in place of outputs that do not exist. Work units: batch * in_channels.
+  // Last pass of backward_input, where the padding mode is not zeros: mends NaN near the ends (ends_inl.h), which the
+  // other pass does itself where it is the only one. Work units: batch * in_channels.
   void (*backward_input_ends)(const Conv1dProblem&, const BackwardInputArgs&, int64_t begin, int64_t end);
   void (*backward_weight)(
       const Conv1dProblem&, const Plan&, const BackwardWeightArgs&, void* scratch, int64_t begin, int64_t end);

@@ -8,10 +8,10 @@
 #include "cpu/panel_inl.h"
 #include "cpu/dot_inl.h"
 #include "cpu/columns_inl.h"
+#include "cpu/ends_inl.h"
 #include "cpu/depthwise_inl.h"
 #include "cpu/forward_inl.h"
 #include "cpu/backward_input_inl.h"
-#include "cpu/ends_inl.h"
 #include "cpu/backward_weight_inl.h"
 #include "cpu/peak_inl.h"
 

@@ -168,7 +168,7 @@ class KernelTest {
       pack(kernels_.pack_backward_input, plan, args);
       run(kernels_.backward_input, plan, args, plan.units);
       run(kernels_.backward_input_edges, plan, args, plan.edge_units);
-      if (!p_.accumulate) kernels_.backward_input_ends(p_, args, 0, p_.batch * p_.in_channels);
+      kernels_.backward_input_ends(p_, args, 0, p_.batch * p_.in_channels);
       CHECK(packed.intact());
     });
   }
