@@ -98,7 +98,8 @@ def pad_then_conv1d(
     padding_mode: str,
 ) -> Tensor:
     """What torch.nn.Conv1d does with a padding mode. Tensor subclasses need it, and padding below zero, which crops."""
-    return conv1d(F.pad(input, padding, padding_mode), weight, bias, stride, 0, dilation, groups)
+    mode = "constant" if padding_mode == "zeros" else padding_mode
+    return conv1d(F.pad(input, padding, mode), weight, bias, stride, 0, dilation, groups)
 
 
 def is_foreign(operand: Tensor) -> bool:

@@ -89,6 +89,10 @@ void check_lengths(Conv1dProblem& problem, int64_t batch, int64_t channels) {
   TORCH_CHECK(
       problem.padding_mode != PaddingMode::kCircular || widest <= problem.in_length,
       "Padding value causes wrapping around more than once.");
+  TORCH_CHECK(
+      problem.padding_mode != PaddingMode::kReplicate || problem.in_length > 0,
+      "Padding mode 'replicate' needs an input of non-zero length, but got input shape: [", batch, ", ", channels,
+      ", 0]");
 }
 
 void check_same_type(const at::Tensor& a, const at::Tensor& b) {

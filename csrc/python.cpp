@@ -41,6 +41,13 @@ bool any_foreign(const torch::PythonArgs& parsed) {
   return is_foreign(parsed.args[0]) || is_foreign(parsed.args[1]) || is_foreign(parsed.args[2]);
 }
 
+// Of an input without channels torch makes an output without channels, whatever the weight says, and knows the
+// gradients.
+bool without_channels(torch::PythonArgs& parsed) {
+  const at::Tensor input = parsed.tensor(0);
+  return input.dim() >= 2 && input.sym_size(-2).maybe_as_int() == 0;
+}
+
 // Other objects with __torch_function__, and modes, see the function of conv1d_ext.functional that the user called.
 PyObject* call_torch_function(torch::PythonArgs& parsed, PyObject* args, PyObject* kwargs, const char* name) {
   return torch::handle_torch_function_no_python_arg_parser(
@@ -120,6 +127,7 @@ PyObject* conv1d_entry(PyObject*, PyObject* args, PyObject* kwargs) {
   auto parsed = parser.parse(args, kwargs, storage);
   if (any_foreign(parsed)) return PyObject_Call(torch_conv1d().ptr(), args, kwargs);
   if (parsed.has_torch_function()) return call_torch_function(parsed, args, kwargs, "conv1d");
+  if (without_channels(parsed)) return PyObject_Call(torch_conv1d().ptr(), args, kwargs);
   const at::Tensor weight = parsed.tensor(1);
   SymGeometry geometry{
       .stride = single(parsed, 3),
@@ -149,10 +157,11 @@ PyObject* conv1d_padded_entry(PyObject*, PyObject* args, PyObject* kwargs) {
   const auto pad_then_conv1d = [&] { return PyObject_Call(functional("pad_then_conv1d").ptr(), args, kwargs); };
   if (any_foreign(parsed)) return pad_then_conv1d();
   if (parsed.has_torch_function()) return call_torch_function(parsed, args, kwargs, "conv1d_padded");
+  if (without_channels(parsed)) return pad_then_conv1d();
   const at::Tensor input = parsed.tensor(0);
   const auto padding = parsed.symintlist(4);
   TORCH_CHECK(padding.size() == 2, "expected padding to be (left, right), but got ", c10::SymIntArrayRef(padding));
-  const bool crops = padding[0] < 0 || padding[1] < 0;
+  const bool crops = parsed.stringView(7) != "zeros" && (padding[0] < 0 || padding[1] < 0);
   if (crops || (input.dim() != 2 && input.dim() != 3)) return pad_then_conv1d();  // the latter for torch's error
   const SymGeometry geometry{
       .stride = single(parsed, 3),

@@ -163,6 +163,17 @@ def test_empty_input_is_taken_as_in_torch(row):
     assert conv1d(*EMPTY[row]).shape == F.conv1d(*EMPTY[row]).shape
 
 
+@pytest.mark.parametrize("row", EMPTY)
+def test_gradients_of_empty_input_match_torch(row):
+    input, weight, *rest = EMPTY[row]
+    operands = [operand.detach().requires_grad_() for operand in (input, weight, BIAS)]
+    grads = []
+    for function in (F.conv1d, conv1d):
+        output = function(*operands, *rest[1:])
+        grads.append(torch.autograd.grad(output, operands, torch.ones_like(output)))
+    torch.testing.assert_close(grads[1], grads[0])
+
+
 CONSTRUCTOR = {
     "groups 0": {"groups": 0},
     "in_channels": {"in_channels": 3, "groups": 2},
@@ -207,6 +218,11 @@ MODULE = {
     "kernel 0": ({"kernel_size": 0}, INPUT, "kernel size should be greater than zero"),
     "reflected too wide": ({"padding": 8, "padding_mode": "reflect"}, INPUT, "Padding size should be less than"),
     "wrapped too wide": ({"padding": 9, "padding_mode": "circular"}, INPUT, None),
+    "nothing to replicate": (
+        {"padding": 2, "padding_mode": "replicate"},
+        INPUT[:0, :, :0],
+        "'replicate' needs an input of non-zero length",
+    ),
     "cropped too much": ({"padding": -4, "padding_mode": "circular"}, INPUT, None),
     "lazy, one dimension": ("lazy", INPUT[0, 0], None),
 }

@@ -8,7 +8,7 @@ from cases import CASES, make_operands
 from operators import operators_of
 from torch import Tensor
 
-from conv1d_ext.functional import conv1d
+from conv1d_ext.functional import conv1d, conv1d_padded
 
 SAME_ON_BOTH_SIDES = [c for c in CASES if c.padding_mode == "zeros" and c.padding[0] == c.padding[1]]
 
@@ -56,6 +56,12 @@ def test_takes_the_argument_forms_of_torch(arguments):
     torch.testing.assert_close(conv1d(INPUT, WEIGHT, **arguments), expected)
     torch.testing.assert_close(conv1d(input=INPUT, weight=WEIGHT, **arguments), expected)
     torch.testing.assert_close(conv1d(INPUT[0], WEIGHT, **arguments), expected[0])
+
+
+def test_zero_padding_is_not_cropped_on_either_side():
+    for padding in ((-1, 2), (2, -1)):
+        with pytest.raises(RuntimeError, match="negative padding is not supported"):
+            conv1d_padded(INPUT, WEIGHT, None, 1, padding, 1, 1, "zeros")
 
 
 def test_same_padding_of_an_even_kernel_makes_no_copy_and_no_warning(recwarn):
