@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from cases import Case
 from torch import Tensor
 
 
@@ -86,6 +87,19 @@ def tolerance(dtype: torch.dtype, terms: int) -> dict[str, float]:
 def assert_matches(actual: Tensor, expected: Tensor, terms: int) -> None:
     """Compares a result of any dtype with the oracle's, by the tolerance for its dtype."""
     torch.testing.assert_close(actual.to(expected.dtype), expected, **tolerance(actual.dtype, terms))
+
+
+def assert_op_matches(op: str, case: Case, actual: Tensor, expected: Tensor, exact: bool = False) -> None:
+    """Compares an operator's result; `exact` where neither products nor sums round, but the result alone."""
+    if op == "conv1d_backward_input" and case.padding_mode != "zeros" and actual.dtype.itemsize == 2:
+        # The gradient of a repeated position is rounded to 16 bits, then the padding's are added, as torch does.
+        largest = expected.abs().max().item() if expected.numel() else 0.0
+        eps = torch.finfo(actual.dtype).eps
+        torch.testing.assert_close(actual.to(expected.dtype), expected, rtol=eps, atol=2 * eps * largest)
+    elif exact:
+        torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=0)
+    else:
+        assert_matches(actual, expected, case.terms(op))
 
 
 def _exact(tensor: Tensor) -> np.ndarray:

@@ -168,7 +168,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
         const T* src = results + (row - row0) * pitch + (n - block.n0) * plan.item_pitch;
         Storage* dst = input_row(block, n, channel_of(segment, row));
         if (block.edges) {
-          fold_edges(block, rest, src, dst);
+          fold_edges(block, rest, src, dst, edge_sums() + 2 * channel_of(segment, row));
         } else {
           store_row(
               problem, src, count, dst + (block.j0 * problem.stride + rest) * problem.input.position,
@@ -180,8 +180,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
 
   // Adds the padding positions of one row to the positions that they repeat. Only position 0 and the last one can be
   // repeated many times (replicate), so their sums are kept in the accumulation type.
-  void fold_edges(const Block& block, int64_t rest, const T* src, Storage* row) {
-    T first_sum = 0, last_sum = 0;
+  void fold_edges(const Block& block, int64_t rest, const T* src, Storage* row, T* first_and_last_sum) {
     for (int64_t j = block.j0; j < block.j1; ++j) {
       const int64_t position = j * problem.stride + rest;
       if (position < -problem.padding_left || position >= problem.in_length + problem.padding_right ||
@@ -190,15 +189,24 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
       }
       const int64_t source = source_position(problem.padding_mode, position, problem.in_length);
       if (source == 0) {
-        first_sum += src[j - block.j0];
+        first_and_last_sum[0] += src[j - block.j0];
       } else if (source == problem.in_length - 1) {
-        last_sum += src[j - block.j0];
+        first_and_last_sum[1] += src[j - block.j0];
       } else {
         add_to(src[j - block.j0], row + source * problem.input.position);
       }
     }
-    add_to(first_sum, row);
-    add_to(last_sum, row + (problem.in_length - 1) * problem.input.position);
+  }
+
+  // Two sums for each channel, behind the results.
+  T* edge_sums() const { return results + plan.result_elements - 2 * in_per_group; }
+
+  void add_edge_sums(const Block& block) {
+    for (int64_t ic = 0; ic < in_per_group; ++ic) {
+      Storage* row = input_row(block, block.n0, ic);
+      add_to(edge_sums()[2 * ic], row);
+      add_to(edge_sums()[2 * ic + 1], row + (problem.in_length - 1) * problem.input.position);
+    }
   }
 
   void add_to(T value, Storage* dst) const { narrow(problem.negate ? widen(*dst) - value : widen(*dst) + value, dst); }
@@ -340,6 +348,7 @@ void backward_input_edges(
     block.n0 = unit / problem.groups;
     block.n1 = block.n0 + 1;
     block.edges = true;
+    for (int64_t i = 0; i < 2 * kernel.in_per_group; ++i) kernel.edge_sums()[i] = 0;
     const auto add_range = [&](int64_t first_position, int64_t end_position) {
       const int64_t j_end = ceil_div(end_position, problem.stride);
       for (int64_t j = floor_div(first_position, problem.stride); j < j_end; j += plan.position_block) {
@@ -354,6 +363,7 @@ void backward_input_edges(
     };
     add_range(-problem.padding_left, 0);
     add_range(problem.in_length, problem.in_length + problem.padding_right);
+    kernel.add_edge_sums(block);
   }
 }
 

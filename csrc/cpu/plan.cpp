@@ -254,7 +254,11 @@ struct Planner {
     if (all_packed) blocks(true);
     plan.panel_phases = period;
     rows_and_units(plan, rows, tiles, p.input.position, p.stride, all_packed);
-    if (edges) plan.edge_units = p.batch * p.groups;
+    if (edges) {
+      plan.edge_units = p.batch * p.groups;
+      plan.result_elements += 2 * in_per_group;  // the sums of what is added to the first position and to the last
+      finish(plan, 2 * plan.step_table);
+    }
     return plan;
   }
 
