@@ -8,18 +8,9 @@ explain               what a layer costs, how it is computed, and what limits it
 show_config           what was built, what is in use, and whether it computes correctly
 """
 
-import torch
-
 __version__ = "0.1.0"
 
-try:
-    from . import _C  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"conv1d_ext._C is not built, or built for another torch than the installed {torch.__version__}; "
-        "(re)install conv1d_ext with `pip install --no-build-isolation`"
-    ) from error
-
+from . import _load  # noqa: F401, I001  first: it says what is wrong where _C does not fit
 from . import functional
 from .config import show_config
 from .convert import convert, revert

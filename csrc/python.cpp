@@ -193,6 +193,9 @@ void use_isa(const std::string& name) {
   TORCH_CHECK_VALUE(set_isa(isa), "this CPU or build has no ", name);
 }
 
+// conv1d_ext/_load.py reads this in the file, before it lets the loader have it.
+[[gnu::used]] const char kBuiltFor[] = "conv1d_ext built for torch " TORCH_VERSION;
+
 py::dict build_info() {
   py::dict info;
   info["torch"] = TORCH_VERSION;
