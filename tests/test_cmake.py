@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.cpp_extension import CUDA_HOME
+
+import conv1d_ext
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [
@@ -26,7 +30,8 @@ def run(*command: object, cwd: Path = ROOT) -> None:
 
 def configure(source: Path, build: Path, *prefixes: object) -> None:
     prefix_path = ";".join(map(str, [torch.utils.cmake_prefix_path, *prefixes]))
-    run("cmake", "-G", "Ninja", "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix_path}")
+    linker = "-DCMAKE_EXE_LINKER_FLAGS=-Wl,--as-needed"  # which is what some distributions link with
+    run("cmake", "-G", "Ninja", "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix_path}", linker)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +55,47 @@ def test_build_tree_passes_its_tests(build_tree: Path) -> None:
     run("ctest", "--output-on-failure", "--no-tests=error", cwd=build_tree)
 
 
-def test_installed_library_serves_a_cpp_program(installed: Path, tmp_path: Path) -> None:
-    configure(ROOT / "examples/cpp", tmp_path, installed)
-    run("cmake", "--build", tmp_path)
-    run(tmp_path / "example")
+@pytest.fixture(scope="module")
+def programs(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The examples, built on the installed library alone."""
+    directory = tmp_path_factory.mktemp("programs")
+    configure(ROOT / "examples/cpp", directory, installed)
+    run("cmake", "--build", directory)
+    return directory
+
+
+def test_installed_library_serves_a_cpp_program(programs: Path) -> None:
+    run(programs / "example")
+
+
+def make_model() -> torch.nn.Module:
+    first = torch.nn.Conv1d(2, 16, 7, stride=2, padding=3, padding_mode="reflect")
+    return torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Conv1d(16, 16, 4, padding="same", groups=4))
+
+
+def save_traced(model: torch.nn.Module, x: Tensor, directory: Path) -> Path:
+    torch.jit.trace(model, x).save(directory / "model.pt")
+    return directory / "model.pt"
+
+
+def save_scripted(model: torch.nn.Module, x: Tensor, directory: Path) -> Path:
+    torch.jit.script(model).save(directory / "model.pt")
+    return directory / "model.pt"
+
+
+def save_compiled(model: torch.nn.Module, x: Tensor, directory: Path) -> Path:
+    exported = torch.export.export(model, (x,))
+    return Path(torch._inductor.aoti_compile_and_package(exported, package_path=str(directory / "model.pt2")))
+
+
+@pytest.mark.parametrize("save", [save_traced, save_scripted, save_compiled])
+def test_cpp_program_runs_a_model_from_python(save: Callable[..., Path], programs: Path, tmp_path: Path) -> None:
+    model, x = conv1d_ext.convert(make_model()).eval(), torch.randn(3, 2, 500)
+    with torch.no_grad():
+        saved = save(model, x, tmp_path)
+        torch.save(x, tmp_path / "input.pt")
+        run(programs / "run_model", saved, tmp_path / "input.pt", tmp_path / "output.pt")
+        torch.testing.assert_close(torch.load(tmp_path / "output.pt"), model(x))
 
 
 LOAD_LIBRARY = """
