@@ -3,12 +3,12 @@
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
+#include <omp.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <torch/library.h>
 
 #include <array>
-#include <atomic>
 #include <cstring>
 
 #include "checks.h"
@@ -81,11 +81,10 @@ void* scratch_memory(int64_t bytes) {
   return kept.get();
 }
 
-// A child of fork has none of its parent's OpenMP threads, but the runtime would wait for them, forever. So where the
-// parent has started some, the child does all its work on one thread.
-std::atomic<bool> threads_started{false}, threads_lost{false};
+// A child of fork has none of its parent's OpenMP threads, but GNU's runtime would wait for them, forever, for torch's
+// own operators as well. So the parent dismisses its threads before, and either starts new ones when it needs them.
 [[maybe_unused]] const int fork_handler =
-    pthread_atfork(nullptr, nullptr, [] { threads_lost = threads_started.load(); });
+    pthread_atfork([] { omp_pause_resource_all(omp_pause_soft); }, nullptr, nullptr);
 
 // Calls run(begin, end) for ranges that make up [0, units).
 template <class Run>
@@ -94,11 +93,10 @@ void for_ranges(int64_t units, double work, const Run& run) {
   constexpr double kWorkPerThread = 1 << 17;
   const double range = work > 0 ? units * kWorkPerThread / work : 1;
   const int64_t grain = range < 1 ? 1 : int64_t(std::min(range, 0x1p62));
-  if (units <= grain || at::get_num_threads() == 1 || threads_lost) {
+  if (units <= grain || at::get_num_threads() == 1) {
     if (units > 0) run(int64_t{0}, units);
     return;
   }
-  threads_started = true;
   at::parallel_for(0, units, grain, run);
 }
 
