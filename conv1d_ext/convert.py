@@ -88,9 +88,12 @@ def _add_subclass(cls: Class) -> None:
 
 def _reduce_ex(module: torch.nn.Module, protocol: Any) -> Any:
     """For pickle and copy, which would look for the class under the name that it shares with the user's."""
-    cls = _TO_TORCHS[type(module)]
+    ours = next(cls for cls in type(module).__mro__ if cls in _TO_TORCHS)
+    cls = _TO_TORCHS[ours]
     reduced: Any = cls.__reduce_ex__(module, protocol)
-    return (_new, (cls,), *reduced[2:]) if reduced[0] is copyreg.__newobj__ else reduced  # type: ignore[attr-defined]
+    if type(module) is not ours or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
+        return reduced  # a class made from ours, as parametrizations do, answers for itself
+    return _new, (cls,), *reduced[2:]
 
 
 def _new(cls: Class) -> torch.nn.Module:

@@ -258,6 +258,13 @@ def test_parametrized_subclass_is_served_too():
     assert type(module) is OwnForward
 
 
+def test_parametrized_subclass_refuses_pickling_as_torchs():
+    module = parametrizations.weight_norm(convert(OwnForward(4, 4, 3)))
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(module)
+    torch.testing.assert_close(copy.deepcopy(module)(INPUT), module(INPUT), rtol=0, atol=0)
+
+
 def test_swaps_lazy_modules():
     model = convert(torch.nn.Sequential(torch.nn.LazyConv1d(6, 3)))
     assert type(model[0]) is conv1d_ext.LazyConv1d
