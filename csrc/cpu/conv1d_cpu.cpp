@@ -221,13 +221,6 @@ at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options,
   return empty_result(sizes, options);
 }
 
-void clear(const at::Tensor& dense) {
-  char* bytes = static_cast<char*>(dense.mutable_data_ptr());
-  for_ranges(int64_t(dense.nbytes()), double(dense.nbytes()), [&](int64_t begin, int64_t end) {
-    std::memset(bytes + begin, 0, end - begin);
-  });
-}
-
 at::Tensor conv1d_cpu(
     const Geometry<int64_t>& geometry, const at::Tensor& input, const at::Tensor& weight,
     const std::optional<at::Tensor>& bias) {
@@ -274,7 +267,7 @@ at::Tensor conv1d_backward_input_cpu(
   problem.output = strides(grad_output);
   problem.weight = weight_strides(weight);
   if (grad_input.numel() == 0) return grad_input;
-  if (leaves_gaps(problem)) clear(grad_input);
+  if (leaves_gaps(problem)) grad_input.zero_();
   const Kernels kernels = kernels_for(at::toRealValueType(grad_output.scalar_type()));
   if (!grad_output.is_complex()) {
     run(kernels, problem,
@@ -300,10 +293,7 @@ at::Tensor conv1d_backward_weight_cpu(
   problem.input = strides(input);
   problem.output = strides(grad_output);
   problem.weight = weight_strides(grad_weight);
-  if (input.numel() == 0 || grad_weight.numel() == 0) {
-    clear(grad_weight);
-    return grad_weight;
-  }
+  if (input.numel() == 0 || grad_weight.numel() == 0) return grad_weight.zero_();
   const Kernels kernels = kernels_for(at::toRealValueType(input.scalar_type()));
   if (!input.is_complex()) {
     run(kernels, problem,
