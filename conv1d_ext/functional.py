@@ -1,7 +1,8 @@
 """conv1d with the arguments of torch.nn.functional.conv1d.
 
 Eager calls go straight to C++ (csrc/python.cpp). Dynamo and TorchScript cannot look into a C function: for them the
-same steps stand here in Python, and end in the operator.
+same steps stand here in Python, and end in the operator. While torch.onnx.export looks on, all is left to torch's own
+operators, since a plain Conv is what ONNX knows.
 """
 
 from collections.abc import Sequence
@@ -102,11 +103,34 @@ def pad_then_conv1d(
     return conv1d(F.pad(input, padding, mode), weight, bias, stride, 0, dilation, groups)
 
 
+def traced_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: tuple[int, int],
+    dilation: int,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """What torch.jit.trace records of a call, which has got a batch: the operator, or for ONNX torch's own."""
+    left, right = padding
+    if not torch.onnx.is_in_onnx_export():
+        output: Tensor = torch.ops.conv1d_ext.conv1d(
+            input, weight, bias, stride, left, right, dilation, groups, padding_mode
+        )
+        return output
+    if padding_mode != "zeros" or left != right:
+        mode = "constant" if padding_mode == "zeros" else padding_mode
+        input, left = F.pad(input, [left, right], mode), 0
+    return torch_conv1d(input, weight, bias, stride, left, dilation, groups)
+
+
 def is_foreign(operand: Tensor) -> bool:
     """Whether this tensor's class handles operators itself; if so, it may know torch's conv1d and no other."""
     cls = type(operand)
     if issubclass(cls, FakeTensor | FunctionalTensor):  # the compiler's own, which follow every operator
-        return False
+        return torch.onnx.is_in_onnx_export()
     handler = getattr(cls.__torch_function__, "__func__", cls.__torch_function__)
     inherited = torch._C._disabled_torch_function_impl, Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
     return cls.__torch_dispatch__ is not Tensor.__torch_dispatch__ or handler not in inherited

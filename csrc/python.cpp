@@ -85,15 +85,12 @@ void pad_to_same_length(const at::Tensor& weight, SymGeometry* geometry) {
   geometry->padding_right = total - geometry->padding_left;
 }
 
-// torch.jit.trace records what is called through Python, so the operator is called as Python calls it.
+// torch.jit.trace records what is called through Python.
 at::Tensor traced_conv1d(
     const SymGeometry& g, const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  return py::module_::import("torch")
-      .attr("ops")
-      .attr("conv1d_ext")
-      .attr("conv1d")(
-          input, weight, bias, g.stride, g.padding_left, g.padding_right, g.dilation, g.groups,
-          std::string(g.padding_mode))
+  return functional("traced_conv1d")(
+             input, weight, bias, g.stride, py::make_tuple(g.padding_left, g.padding_right), g.dilation, g.groups,
+             std::string(g.padding_mode))
       .cast<at::Tensor>();
 }
 
