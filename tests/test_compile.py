@@ -1,12 +1,20 @@
-"""torch.compile, torch.export and compiled autograd see the operators whole, with sizes that may change."""
+"""torch.compile and compiled autograd see the operators whole, with sizes that may change and strides as they will be.
+
+torch.export is in test_export.py.
+"""
+
+from itertools import product
 
 import pytest
 import torch
 import torch._dynamo.compiled_autograd as compiled_autograd
 from cases import Case, make_operands
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-import conv1d_ext._ops  # noqa: F401  defines the operators
+import conv1d_ext
 
 ops = torch.ops.conv1d_ext
 CASE = Case(2, 4, 20, 6, 3, stride=2, padding=(2, 1), groups=2, padding_mode="reflect")
@@ -16,6 +24,7 @@ LAYOUTS = {"NCL": lambda t: t, "NLC": lambda t: t.mT.contiguous().mT}
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     torch._dynamo.reset()
+    counters.clear()
 
 
 class Net(torch.nn.Module):
@@ -76,6 +85,55 @@ def test_a_change_of_length_does_not_compile_again():
     assert counter.frame_count == 1
 
 
+class Model(nn.Module):
+    """Converted layers of several kinds, one with the channels innermost, between operators that are fused."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv1d(4, 8, 4, padding="same"),
+            nn.Conv1d(8, 8, 3, padding=1, groups=8, bias=False),
+            nn.Conv1d(8, 8, 3, padding=2, dilation=2, padding_mode="circular"),
+            nn.Conv1d(8, 6, 3, stride=2, padding=1, padding_mode="reflect"),
+        )
+        for conv in self.convs:
+            conv.weight = nn.Parameter(LAYOUTS["NLC" if conv.padding_mode == "circular" else "NCL"](conv.weight.data))
+        conv1d_ext.convert(self).double()
+
+    def forward(self, input):
+        for conv in self.convs:
+            input = torch.tanh(conv(input)) * 2
+        return input
+
+
+def check_training_at_other_sizes(compiled, model) -> None:
+    """The first change of a size makes it dynamic, where it is not already; then nothing compiles again."""
+    sizes = [(2, 20), (2, 24), (3, 28), (5, 33), (2, 64), (7, 17), (3, 28)]
+    for i, (batch, length) in enumerate(sizes):
+        input = torch.randn(batch, 4, length, dtype=torch.float64)
+        with torch._dynamo.config.patch(error_on_recompile=i > 2):
+            torch.testing.assert_close(train(compiled, model, input), train(model, model, input))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+def test_sizes_become_dynamic_once():
+    model = Model()
+    check_training_at_other_sizes(torch.compile(model, backend="aot_eager", fullgraph=True), model)
+    assert counters["stats"]["unique_graphs"] == 3
+
+
+@long
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+def test_inductor_trains_a_converted_model_at_any_size(mode):
+    """Inductor's code checks the strides that the fake kernels predicted."""
+    model = Model()
+    assert torch._inductor.config.size_asserts
+    compiled = torch.compile(model, mode=mode, fullgraph=True, dynamic=True)
+    check_training_at_other_sizes(compiled, model)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def test_transforms_compile():
     net, (input,) = Net(), inputs(20)
 
@@ -115,8 +173,39 @@ def test_compiled_autograd_differentiates_gradients():
     )
 
 
-def test_export_keeps_the_operator_and_a_dynamic_length():
-    net, (input, longer) = Net(), inputs(20, 33)
-    exported = torch.export.export(net, (input,), dynamic_shapes=({2: torch.export.Dim("length", min=4)},))
-    assert ops.conv1d.default in [node.target for node in exported.run_decompositions().graph.nodes]
-    torch.testing.assert_close(exported.module()(longer), net(longer))
+VIEWS = {
+    **LAYOUTS,
+    "LNC": lambda t: t.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+    "every second position": lambda t: t.repeat_interleave(2, 2)[..., ::2],
+    "some channels": lambda t: torch.cat([t, t], 1)[:, : t.shape[1]],
+    "some channels of NLC": lambda t: torch.cat([t, t], 1).mT.contiguous().mT[:, : t.shape[1]],
+    "expanded items": lambda t: t[:1].expand_as(t),
+    "expanded items of NLC": lambda t: t[:1].mT.contiguous().mT.expand_as(t),
+    "expanded channels": lambda t: t[:, :1].expand_as(t),
+    "expanded positions": lambda t: t[..., :1].expand_as(t),
+}
+VIEWED = [CASE, Case(2, 4, 9, 4, 1), Case(3, 4, 9, 4, 3, groups=4)]
+
+
+def strides(tensor: torch.Tensor) -> list[int]:
+    """Those that say something."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_fake_kernels_predict_the_strides_for_every_view(dtype):
+    mode = FakeTensorMode()
+    for case in VIEWED:
+        input, weight, _, grad = make_operands(case, dtype)
+        views = [[view(operand) for view in VIEWS.values()] for operand in (input, weight, grad)]
+        inputs, weights, grads = [[(view, mode.from_tensor(view)) for view in same] for same in views]
+        geometry = tuple(case.geometry.values())
+        calls = [
+            *((ops.conv1d, *pair, None, *geometry) for pair in product(inputs, weights)),
+            *((ops.conv1d_backward_input, *pair, case.in_length, *geometry) for pair in product(grads, weights)),
+            *((ops.conv1d_backward_weight, *pair, case.kernel_size, *geometry) for pair in product(grads, inputs)),
+            *((ops.conv1d_backward_bias, grad) for grad in grads),
+        ]
+        for op, *args in calls:
+            real, fake = ([arg[i] if isinstance(arg, tuple) else arg for arg in args] for i in range(2))
+            assert strides(op(*fake)) == strides(op(*real)), (op, case, [strides(t) for t in real[:2]])
