@@ -50,7 +50,13 @@ def convert(module: Module, report: Callable[[str], object] = logger.info) -> Mo
 
 
 def revert(module: Module, report: Callable[[str], object] = logger.info) -> Module:
-    """Undoes `convert`: swaps every conv1d_ext.Conv1d for torch.nn.Conv1d, in place. The arguments are the same."""
+    """Undoes `convert`: swaps every conv1d_ext.Conv1d for torch.nn.Conv1d, in place. The arguments are the same.
+
+    Tools that find layers by their exact type, or by torch's operator, want it first: those that fold BatchNorm into
+    the layer before, ``model = convert(fuse(revert(model)))`` with torch.fx.experimental.optimization.fuse, and
+    quantization, eager, fx and pt2e. The exporters do not, torch.onnx.export included; only a program of torch.export
+    that is to go on to ONNX must have been exported from the reverted model.
+    """
     return _swap(module, _TO_TORCHS, report)
 
 
