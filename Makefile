@@ -3,7 +3,7 @@
 #
 #   make demo        trains a CNN on real data with torch's Conv1d and with this one, side by side
 #   make test        the tests                         make long-test   those that take longer: builds, installs
-#   make cpp-test    the kernels' C++ tests under AddressSanitizer and UBSan
+#   make cpp-test    the kernels' C++ tests under AddressSanitizer and UBSan, and their threads under ThreadSanitizer
 #   make bench       the benchmarks; ARGS="--help" lists what there is to choose
 #   make lint        ruff, mypy, clang-format          make format      lets ruff and clang-format mend what they can
 #   make clean       removes all that the above have made
@@ -39,6 +39,7 @@ long-test: $(DONE)-extension $(DONE)-test $(DONE)-cpp
 
 cpp-test: $(DONE)-build $(DONE)-cpp
 	cmake --workflow --preset sanitize
+	cmake --workflow --preset threads
 
 bench: $(DONE)-extension $(DONE)-bench
 	$(BIN)/python -m benchmarks $(ARGS)

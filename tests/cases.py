@@ -186,6 +186,9 @@ CASES = [
     Case(1, 33, 515, 34, 3, padding=(2, 2), dilation=2),
     Case(1, 60, 400, 20, 3, padding=(1, 1)),
     Case(1, 3, 1500, 5, 24, stride=12),
+    # Weight gradients added up in parts: of outer products (in small blocks), of dot products.
+    Case(17, 3, 30, 8, 3),
+    Case(2, 3, 1100, 3, 3, padding=(1, 1), groups=3),
     # Several panels, for which all weights are packed at once.
     Case(1, 5, 1900, 17, 3, padding=(1, 1)),
     Case(1, 9, 2600, 4, 5, stride=2),

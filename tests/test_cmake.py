@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_hardening import FORBIDDEN, check_hardened, symbols
 from torch import Tensor
 from torch.utils.cpp_extension import CUDA_HOME
 
@@ -96,6 +97,12 @@ def test_cpp_program_runs_a_model_from_python(save: Callable[..., Path], program
         torch.save(x, tmp_path / "input.pt")
         run(programs / "run_model", saved, tmp_path / "input.pt", tmp_path / "output.pt")
         torch.testing.assert_close(torch.load(tmp_path / "output.pt"), model(x))
+
+
+def test_library_is_hardened(build_tree: Path) -> None:
+    library = build_tree / "libconv1d_ext_ops.so"
+    check_hardened(library)
+    assert not list(filter(FORBIDDEN.fullmatch, symbols(library)[1]))
 
 
 LOAD_LIBRARY = """

@@ -62,7 +62,7 @@ struct Planner {
 
   void finish(Plan& plan, int64_t tables) const {
     plan.scratch_bytes =
-        64 * 8 +
+        int64_t{64} * 8 +
         sizes.accumulate * (plan.panel_elements + plan.weight_elements + plan.result_elements + plan.panel_width) +
         tables * int64_t{sizeof(int64_t)};
   }

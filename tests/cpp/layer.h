@@ -1,0 +1,189 @@
+// One convolution with its operands in fenced buffers, and its four operators as csrc/cpu/conv1d_cpu.cpp runs them: the
+// same passes in the same order. How a pass's work units are dealt, to threads or one by one, is the test's to say.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/scalar_inl.h"
+#include "fenced.h"
+
+namespace conv1d_ext {
+
+struct Shape {
+  int64_t batch, in_channels, in_length, out_channels, kernel_size;
+  int64_t stride, padding_left, padding_right, dilation, groups;
+  PaddingMode mode;
+};
+
+inline const Shape kShapes[] = {
+#include "cases.inc"
+};
+
+inline Conv1dProblem make_problem(const Shape& s, bool channels_last, bool accumulate) {
+  const int64_t padded = s.padding_left + s.in_length + s.padding_right;
+  const int64_t out_length = (padded - s.dilation * (s.kernel_size - 1) - 1) / s.stride + 1;
+  const auto strides = [&](int64_t channels, int64_t length) {
+    return channels_last ? TensorStrides{channels * length, 1, channels} : TensorStrides{channels * length, length, 1};
+  };
+  const int64_t in_per_group = s.in_channels / s.groups;
+  return {
+      .batch = s.batch,
+      .in_channels = s.in_channels,
+      .out_channels = s.out_channels,
+      .groups = s.groups,
+      .in_length = s.in_length,
+      .out_length = out_length,
+      .kernel_size = s.kernel_size,
+      .stride = s.stride,
+      .dilation = s.dilation,
+      .padding_left = s.padding_left,
+      .padding_right = s.padding_right,
+      .padding_mode = s.mode,
+      .input = strides(s.in_channels, s.in_length),
+      .output = strides(s.out_channels, out_length),
+      .weight = {in_per_group * s.kernel_size, s.kernel_size, 1},
+      .accumulate = accumulate,
+      .negate = accumulate};  // complex products do either, and both at once
+}
+
+// Caches that cut even small problems into many blocks.
+constexpr CacheSizes kTinyCaches{512, 2048};
+
+// Memory that the units of a pass write to, each its own part.
+struct Memory {
+  char* data;
+  int64_t bytes;
+};
+
+// Runs a pass: calls units(begin, end) for ranges that make up [0, count), in any order, at the same time or not.
+using Units = std::function<void(int64_t begin, int64_t end)>;
+using Deal = std::function<void(int64_t count, Memory shared, const Units& units)>;
+
+template <class T>
+class Layer {
+ public:
+  Layer(const KernelSet& kernels, const TileShape& tile, const Conv1dProblem& problem, CacheSizes cache, Flush flush)
+      : p(problem), cache(cache), flush(flush), kernels_(kernels), tile_(tile) {
+    unsigned seed = 0;
+    for (Fenced<T>* operand : {&input, &weight, &bias, &output}) randomize(*operand, ++seed);
+  }
+
+  Plan plan(Op op) const { return make_plan(op, p, kernels_.sizes, tile_, cache); }
+
+  // Each fills `result`, which has the layout of the tensor of that name. With p.accumulate there is no bias, and the
+  // result is added to.
+  void forward(Fenced<T>& result, const Deal& deal) {
+    const Plan plan = this->plan(Op::kForward);
+    Fenced<Accumulator> packed(plan.packed_bytes / sizeof(Accumulator), flush);
+    const ForwardArgs args{
+        input.data(), weight.data(), p.accumulate ? nullptr : bias.data(), result.data(), packed.data()};
+    if (plan.packed_bytes > 0) {
+      pass(deal, p.groups * plan.out_tiles, packed, [&](int64_t begin, int64_t end) {
+        kernels_.pack_forward(p, plan, args, begin, end);
+      });
+    }
+    pass(deal, plan.units, result, with_scratch(kernels_.forward, plan, args));
+    fences_intact_ = fences_intact_ && packed.intact();
+  }
+
+  void backward_input(Fenced<T>& result, const Deal& deal) {
+    for (int64_t i = 0; i < result.size(); ++i) {
+      if (!p.accumulate && !meets_tap(i / p.input.position % p.in_length)) narrow(Accumulator{0}, &result[i]);
+    }
+    const Plan plan = this->plan(Op::kBackwardInput);
+    Fenced<Accumulator> packed(plan.packed_bytes / sizeof(Accumulator), flush);
+    const BackwardInputArgs args{output.data(), weight.data(), result.data(), packed.data()};
+    if (plan.packed_bytes > 0) {
+      pass(deal, p.groups * plan.out_tiles, packed, [&](int64_t begin, int64_t end) {
+        kernels_.pack_backward_input(p, plan, args, begin, end);
+      });
+    }
+    pass(deal, plan.units, result, with_scratch(kernels_.backward_input, plan, args));
+    pass(deal, plan.edge_units, result, with_scratch(kernels_.backward_input_edges, plan, args));
+    pass(deal, p.batch * p.in_channels, result, [&](int64_t begin, int64_t end) {
+      kernels_.backward_input_ends(p, args, begin, end);
+    });
+    fences_intact_ = fences_intact_ && packed.intact();
+  }
+
+  void backward_weight(Fenced<T>& result, const Deal& deal) {
+    const Plan plan = this->plan(Op::kBackwardWeight);
+    Fenced<Accumulator> partial_sums(plan.partial_bytes / sizeof(Accumulator), flush);
+    const BackwardWeightArgs args{output.data(), input.data(), result.data(), partial_sums.data()};
+    const auto units = with_scratch(kernels_.backward_weight, plan, args);
+    if (plan.reduction_chunks == 1) return pass(deal, plan.units, result, units);
+    pass(deal, plan.units, partial_sums, units);
+    pass(deal, p.out_channels, result, [&](int64_t begin, int64_t end) {
+      kernels_.backward_weight_sum(p, plan, args, begin, end);
+    });
+    fences_intact_ = fences_intact_ && partial_sums.intact();
+  }
+
+  void backward_bias(Fenced<T>& result, const Deal& deal) {
+    const BackwardBiasArgs args{output.data(), result.data()};
+    pass(
+        deal, p.out_channels, result, [&](int64_t begin, int64_t end) { kernels_.backward_bias(p, args, begin, end); });
+  }
+
+  bool intact() { return fences_intact_ && input.intact() && weight.intact() && bias.intact() && output.intact(); }
+
+  // Standard normal numbers, the same ones each time.
+  static void randomize(Fenced<T>& buffer, unsigned seed) {
+    std::mt19937 random(seed);
+    std::normal_distribution<Accumulator> normal;
+    for (T& element : buffer) narrow(normal(random), &element);
+  }
+
+  const Conv1dProblem p;
+  const CacheSizes cache;
+  const Flush flush;
+  Fenced<T> input{p.batch * p.in_channels * p.in_length, flush};
+  Fenced<T> weight{p.out_channels * (p.in_channels / p.groups) * p.kernel_size, flush};
+  Fenced<T> bias{p.out_channels, flush};
+  Fenced<T> output{p.batch * p.out_channels * p.out_length, flush};
+
+ private:
+  using Accumulator = Acc<T>;
+
+  template <class U>
+  static void pass(const Deal& deal, int64_t count, Fenced<U>& shared, const Units& units) {
+    deal(count, {reinterpret_cast<char*>(shared.data()), shared.bytes()}, units);
+  }
+
+  // Each range gets scratch memory of its own, which holds NaN before.
+  template <class Kernel, class Args>
+  Units with_scratch(Kernel kernel, const Plan& plan, const Args& args) {
+    return [=, this, &plan, &args](int64_t begin, int64_t end) {
+      Fenced<char> scratch(plan.scratch_bytes, flush, 64);
+      kernel(p, plan, args, scratch.data(), begin, end);
+      if (!scratch.intact()) fences_intact_ = false;
+    };
+  }
+
+  // Positions between the taps of all outputs are the caller's to fill with zeros.
+  bool meets_tap(int64_t position) const {
+    for (int64_t k = 0; k < p.kernel_size; ++k) {
+      if ((position + p.padding_left - k * p.dilation) % p.stride == 0) return true;
+    }
+    return false;
+  }
+
+  const KernelSet& kernels_;
+  const TileShape& tile_;
+  std::atomic<bool> fences_intact_ = true;
+};
+
+// Calls f(kernels, tile, T{}) for the kernels of each storage type T.
+template <class F>
+void for_each_type(const KernelTable& table, const F& f) {
+  f(table.float32, table.tile_float, float{});
+  f(table.float64, table.tile_double, double{});
+  f(table.bfloat16, table.tile_float, BFloat16{});
+  f(table.float16, table.tile_float, Float16{});
+}
+
+}  // namespace conv1d_ext
