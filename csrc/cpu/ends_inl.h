@@ -18,8 +18,8 @@ struct GradInputEnds {
   // Positions [0, head) and [tail, in_length) meet outputs that do not exist.
   const int64_t head =
       min_of(problem.in_length, max_of(repeated, (problem.kernel_size - 1) * problem.dilation - problem.padding_left));
-  const int64_t tail =
-      max_of(head, min_of(problem.in_length - repeated, problem.out_length* problem.stride - problem.padding_left));
+  const int64_t next_output = problem.out_length * problem.stride;  // where it would begin, in the padded input
+  const int64_t tail = max_of(head, min_of(problem.in_length - repeated, next_output - problem.padding_left));
   // Of products that are added up, as complex ones are, NaN of the first would stay.
   const bool stored = !problem.accumulate && !problem.negate;
 
