@@ -4,8 +4,9 @@
 #   make demo        trains a CNN on real data with torch's Conv1d and with this one, side by side
 #   make test        the tests                         make long-test   those that take longer: builds, installs
 #   make cpp-test    the kernels' C++ tests under AddressSanitizer and UBSan, and their threads under ThreadSanitizer
+#   make asan-test   the extension under AddressSanitizer, with those of the tests that meet memory
 #   make bench       the benchmarks; ARGS="--help" lists what there is to choose
-#   make lint        ruff, mypy, clang-format          make format      lets ruff and clang-format mend what they can
+#   make lint        ruff, mypy, clang-format and -tidy   make format   lets ruff and clang-format mend what they can
 #   make clean       removes all that the above have made
 #
 # PYTHON=python3.12 chooses the interpreter, TORCH=2.14.1 the torch, VENV=dir the environment.
@@ -25,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := setup.py pyproject.toml conv1d_ext/__init__.py $(wildcard csrc/*.* csrc/*/*.*)
 CPP_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/cpp/*.h tests/cpp/*.cpp examples/cpp/*.cpp)
 
-.PHONY: demo test long-test cpp-test bench lint format clean
+.PHONY: demo test long-test cpp-test asan-test bench lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(DONE)-extension $(DONE)-demo
@@ -41,14 +42,37 @@ cpp-test: $(DONE)-build $(DONE)-cpp
 	cmake --workflow --preset sanitize
 	cmake --workflow --preset threads
 
+# Python itself knows nothing of AddressSanitizer, so its runtime must be there before all other libraries, and so must
+# the C++ library, whose functions it replaces. What Python and torch leave at exit are no leaks of the extension's.
+ASAN := -fsanitize=address --param asan-instrumentation-with-call-threshold=0
+ASAN_PYTHON = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPATH=build/asan/lib $(BIN)/python
+ASAN_TESTS := kernels ops errors functional modules autograd func autocast nonfinite random fuzz plan
+
+asan-test: $(DONE)-build $(DONE)-test
+	@echo "Compiling the extension with AddressSanitizer: a few minutes."
+	@mkdir -p build/asan
+	@CFLAGS="$(ASAN)" CXXFLAGS="$(ASAN)" LDFLAGS=-fsanitize=address $(BIN)/python setup.py -q \
+		build --build-base build/asan --build-lib build/asan/lib >build/asan/log 2>&1 || { cat build/asan/log; exit 1; }
+	@$(ASAN_PYTHON) -c 'import conv1d_ext; assert "build/asan" in conv1d_ext.__file__, conv1d_ext.__file__'
+	$(ASAN_PYTHON) -m pytest $(ASAN_TESTS:%=tests/test_%.py)
+
 bench: $(DONE)-extension $(DONE)-bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# With the instructions of every instruction set. OpenMP's header is the compiler's, after clang's own.
+TIDY_FLAGS = -std=c++20 -fopenmp -Icsrc -DTORCH_EXTENSION_NAME=_C $(shell $(BIN)/python -c 'import sysconfig, torch; \
+	from torch.utils.cpp_extension import include_paths; print(*("-isystem" + path for path in \
+	[*include_paths(), sysconfig.get_path("include")]))') -idirafter $(dir $(shell $(CXX) -print-file-name=include/omp.h)) \
+	$(if $(filter x86_64,$(shell uname -m)),-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c)
 
 lint: $(DONE)-lint $(DONE)-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+	@echo "clang-tidy: a few minutes"
+	@printf '%s\n' $(filter %.cpp,$(CPP_FILES)) | xargs -P $$(nproc) -I@ $(BIN)/clang-tidy --quiet @ -- $(TIDY_FLAGS)
 
 format: $(DONE)-lint
 	$(BIN)/ruff check --fix .

@@ -4,6 +4,8 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <utility>
+
 namespace conv1d_ext {
 namespace {
 
@@ -13,10 +15,10 @@ auto find_operator(const char* name) {
 }
 
 template <class Operator, class... Args>
-at::Tensor call(const Operator& op, const SymGeometry& geometry, const Args&... args) {
+at::Tensor call(const Operator& op, const SymGeometry& geometry, Args&&... args) {
   return op.call(
-      args..., geometry.stride, geometry.padding_left, geometry.padding_right, geometry.dilation, geometry.groups,
-      geometry.padding_mode);
+      std::forward<Args>(args)..., geometry.stride, geometry.padding_left, geometry.padding_right, geometry.dilation,
+      geometry.groups, geometry.padding_mode);
 }
 
 }  // namespace
@@ -31,13 +33,13 @@ at::Tensor conv1d(
 at::Tensor conv1d_backward_input(
     const SymGeometry& geometry, const at::Tensor& grad_output, const at::Tensor& weight, c10::SymInt in_length) {
   static const auto op = find_operator<&conv1d_backward_input>("conv1d_ext::conv1d_backward_input");
-  return call(op, geometry, grad_output, weight, in_length);
+  return call(op, geometry, grad_output, weight, std::move(in_length));
 }
 
 at::Tensor conv1d_backward_weight(
     const SymGeometry& geometry, const at::Tensor& grad_output, const at::Tensor& input, c10::SymInt kernel_size) {
   static const auto op = find_operator<&conv1d_backward_weight>("conv1d_ext::conv1d_backward_weight");
-  return call(op, geometry, grad_output, input, kernel_size);
+  return call(op, geometry, grad_output, input, std::move(kernel_size));
 }
 
 at::Tensor conv1d_backward_bias(const at::Tensor& grad_output) {

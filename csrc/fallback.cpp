@@ -72,7 +72,7 @@ Tensor conv1d_backward_input(
     const Geometry<int64_t>& geometry, const Tensor& grad_output, const Tensor& weight, int64_t in_length) {
   const Tensor positions = shown_positions(geometry, in_length);
   const int64_t batch = grad_output.size(0), in_channels = geometry.groups * weight.size(1);
-  const Tensor grad_padded = complex_product(grad_output, weight, [&](const Tensor& g, const Tensor& w) {
+  Tensor grad_padded = complex_product(grad_output, weight, [&](const Tensor& g, const Tensor& w) {
     return gradient<0>(geometry, g, at::empty({batch, in_channels, positions.size(0)}, g.options()), w);
   });
   if (explicit_padding(geometry) == kNoPadding) return grad_padded;

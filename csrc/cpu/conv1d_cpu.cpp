@@ -57,8 +57,9 @@ Plan plan_for(const Conv1dProblem& problem, const Kernels& kernels) {
   };
   thread_local Known known{};
   thread_local Plan plan{};
-  // Byte by byte: where padding between the members differs, the plan is made once more.
   const CacheSizes cache = cache_sizes();
+  // Byte by byte: where padding between the members differs, the plan is made once more.
+  // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison)
   if (known.kernels != &kernels.run || std::memcmp(&known.problem, &problem, sizeof problem) != 0 ||
       std::memcmp(&known.cache, &cache, sizeof cache) != 0) {
     plan = make_plan(op, problem, kernels.run.sizes, kernels.tile, cache);
@@ -102,8 +103,9 @@ void for_ranges(int64_t units, double work, const Run& run) {
 
 template <class Kernel, class Args>
 void for_units(Kernel kernel, const Conv1dProblem& problem, const Plan& plan, const Args& args, int64_t units) {
-  const double work = double(problem.batch) * problem.out_channels * problem.out_length *
-                      (problem.in_channels / problem.groups) * problem.kernel_size;
+  const int64_t in_per_group = problem.in_channels / problem.groups;
+  const double work =
+      double(problem.batch) * problem.out_channels * problem.out_length * in_per_group * problem.kernel_size;
   for_ranges(units, work, [&](int64_t begin, int64_t end) {
     kernel(problem, plan, args, scratch_memory(plan.scratch_bytes), begin, end);
   });
@@ -148,9 +150,10 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardWeightArg
   args.partial_sums = partial_sums.get();
   for_units(kernels.run.backward_weight, problem, plan, args, plan.units);
   if (plan.reduction_chunks > 1) {
-    for_ranges(
-        problem.out_channels, plan.partial_bytes / kernels.run.sizes.accumulate,
-        [&](int64_t begin, int64_t end) { kernels.run.backward_weight_sum(problem, plan, args, begin, end); });
+    const int64_t sums = plan.partial_bytes / kernels.run.sizes.accumulate;
+    for_ranges(problem.out_channels, sums, [&](int64_t begin, int64_t end) {
+      kernels.run.backward_weight_sum(problem, plan, args, begin, end);
+    });
   }
 }
 
@@ -197,9 +200,10 @@ at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options)
   constexpr uintptr_t kHugePage = 2 << 20;
   const at::Tensor result = at::empty(sizes, options);
 #ifdef MADV_HUGEPAGE
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(result.const_data_ptr()), end = begin + result.nbytes();
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  char* const data = static_cast<char*>(result.mutable_data_ptr());
+  const uintptr_t before = -reinterpret_cast<uintptr_t>(data) % kHugePage;
+  const uintptr_t pages = result.nbytes() < before ? 0 : (result.nbytes() - before) / kHugePage;
+  if (pages > 0) madvise(data + before, pages * kHugePage, MADV_HUGEPAGE);
 #endif
   return result;
 }
@@ -288,7 +292,7 @@ at::Tensor conv1d_backward_weight_cpu(
     const Geometry<int64_t>& geometry, const at::Tensor& grad_output, const at::Tensor& input, int64_t kernel_size) {
   if (!covered(grad_output, input)) return fallback::conv1d_backward_weight(geometry, grad_output, input, kernel_size);
   Conv1dProblem problem = check_conv1d_backward_weight(geometry, grad_output, input, kernel_size);
-  const at::Tensor grad_weight =
+  at::Tensor grad_weight =
       empty_result({problem.out_channels, problem.in_channels / problem.groups, kernel_size}, input.options());
   problem.input = strides(input);
   problem.output = strides(grad_output);

@@ -58,7 +58,7 @@ struct GradInputEnds {
   }
 
  private:
-  static bool is_nan(T x) { return x != x; }
+  static bool is_nan(T x) { return __builtin_isnan(x); }
 
   template <class Body>
   void for_ends(int64_t first, int64_t last, int64_t step, const Body& body) const {

@@ -36,7 +36,7 @@ Isa choose_isa() {
   for (Isa isa : kAllIsas) {
     if (isa_supported(isa)) best = isa;
   }
-  const char* wish = std::getenv("CONV1D_EXT_ISA");
+  const char* wish = std::getenv("CONV1D_EXT_ISA");  // NOLINT(concurrency-mt-unsafe): once, as torch does
   if (wish == nullptr || *wish == '\0') return best;
   Isa isa;
   if (!parse_isa(wish, &isa)) {

@@ -40,6 +40,7 @@ int main() {
   check_equal(actual, expected);
 
   std::vector<std::thread> threads;
+  threads.reserve(kCalls);
   for (int call = 0; call < kCalls; ++call) {
     threads.emplace_back([&, call] {
       const at::InferenceMode no_autograd_here;
