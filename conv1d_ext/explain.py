@@ -1,8 +1,10 @@
 """What a layer costs and how it is computed: the plan, the work, the memory traffic, and which of them is the limit."""
 
+import math
 import time
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -49,24 +51,30 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
     peak = _fma_peak(real) * threads
     bandwidth = _copy_bandwidth(threads)
     print(f"{_C.isa()}, {threads} thread{'s' * (threads > 1)}: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.0f} GB/s")
-    rows: dict[str, list[str]] = {"": list(_OPERATORS)}
+    columns: list[dict[str, str]] = []
     flops = 2 * parts * sizes["batch"] * sizes["out_channels"] * _out_length(sizes) * layer.weight[0].numel()
     nbytes = _bytes(layer, sizes)
-    for operator in _OPERATORS.values():
-        plan = _C.plan(operator, str(real).removeprefix("torch."), **sizes, padding_mode=layer.padding_mode)
+    for name, operator in _OPERATORS.items():
+        plan = _C.plan(
+            operator, str(real).removeprefix("torch."), **sizes, padding_mode=layer.padding_mode, accumulate=parts > 1
+        )
         limits = {"FMA": flops / peak, "memory": nbytes / bandwidth}
         limit = max(limits, key=limits.__getitem__)
         cells = {
+            "": name,
             "MFLOP": f"{flops / 1e6:,.1f}",
             "MB": f"{nbytes / 1e6:,.1f}",
             "at least": f"{limits[limit] * 1e3:.3g} ms ({limit})",
         }
-        for name, cell in (cells | {name.replace("_", " "): str(value) for name, value in plan.items()}).items():
-            rows.setdefault(name, []).append(cell)
+        if plan["algorithm"] == "fft":
+            cells["at least"] = "-"  # the limits are those of the direct method
+            plan["multiplications"] = f"{plan['multiplications'] / (flops / 2):.1%} of direct"
+            plan["error"] = f"{_fft_error(real, plan['fft_length']):.0e} of the norm"
+        columns.append(cells | {field.replace("_", " "): str(value) for field, value in plan.items()})
     if parts > 1:
         print(f"as {parts} real convolutions, of this plan each:")
-    for name, row in rows.items():
-        print(f"{name:16}" + "".join(f"{cell:>24}" for cell in row))
+    for field in dict.fromkeys(chain.from_iterable(columns)):
+        print(f"{field:16}" + "".join(f"{column.get(field, '-'):>24}" for column in columns))
 
 
 def _sizes(layer: torch.nn.Conv1d, shape: Sequence[int]) -> dict[str, int]:
@@ -118,6 +126,11 @@ def _not_computed_here(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) ->
         if tensor.layout != torch.strided:
             return f"there are no kernels for {tensor.layout}"
     return None
+
+
+def _fft_error(dtype: torch.dtype, length: int) -> float:
+    """Of a result, about: each level of the three transforms rounds (measured in benchmarks/NOTES.md)."""
+    return 0.25 * torch.finfo(dtype).eps * math.sqrt(3 * math.log2(length))
 
 
 def _fma_peak(dtype: torch.dtype) -> float:

@@ -190,6 +190,14 @@ void use_isa(const std::string& name) {
   TORCH_CHECK_VALUE(set_isa(isa), "this CPU or build has no ", name);
 }
 
+constexpr const char* kFftUses[] = {"never", "where faster", "where possible"};  // FftUse
+void use_fft(const std::string& name) {
+  for (const FftUse use : {FftUse::kNever, FftUse::kWhereFaster, FftUse::kWherePossible}) {
+    if (name == kFftUses[int(use)]) return set_fft_use(use);
+  }
+  TORCH_CHECK_VALUE(false, "expected never, where faster or where possible, but got '", name, "'");
+}
+
 // conv1d_ext/_load.py reads this in the file, before it lets the loader have it.
 [[gnu::used]] const char kBuiltFor[] = "conv1d_ext built for torch " TORCH_VERSION;
 
@@ -206,7 +214,7 @@ py::dict build_info() {
 py::dict plan(
     const std::string& op_name, const std::string& dtype, int64_t batch, int64_t in_channels, int64_t in_length,
     int64_t out_channels, int64_t kernel_size, int64_t stride, int64_t padding_left, int64_t padding_right,
-    int64_t dilation, int64_t groups, const std::string& padding_mode) {
+    int64_t dilation, int64_t groups, const std::string& padding_mode, bool accumulate) {
   const std::map<std::string, Op> ops{
       {"conv1d", Op::kForward},
       {"conv1d_backward_input", Op::kBackwardInput},
@@ -229,9 +237,22 @@ py::dict plan(
   problem.input = {in_channels * in_length, in_length, 1};
   problem.output = {out_channels * problem.out_length, problem.out_length, 1};
   problem.weight = {in_channels / groups * kernel_size, kernel_size, 1};
+  problem.accumulate = accumulate;
   const TileShape& tile = dtype == "float64" ? table.tile_double : table.tile_float;
   const Plan plan = make_plan(ops.at(op_name), problem, kernels.at(dtype)->sizes, tile, cache_sizes());
+  const FftPlan fft = make_fft_plan(ops.at(op_name), problem, kernels.at(dtype)->sizes, tile, cache_sizes(), fft_use());
   py::dict fields;
+  if (fft.length > 0) {
+    fields["algorithm"] = "fft";
+    fields["fft_length"] = fft.length;
+    fields["fft_blocks"] = fft.phases * fft.blocks;
+    fields["row_block"] = fft.row_block;
+    fields["block_tile"] = fft.block_tile;
+    fields["multiplications"] = fft.multiplications;
+    fields["scratch_bytes"] = fft.scratch_bytes;
+    fields["spectra_bytes"] = fft.spectra_bytes + fft.signal_bytes;
+    return fields;
+  }
   fields["algorithm"] = algorithm_name(plan.algorithm);
   fields["batch_block"] = plan.batch_block;
   fields["position_block"] = plan.position_block;
@@ -284,10 +305,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("cache_sizes", [] { return std::pair(cache_sizes().l1, cache_sizes().l2); }, "Bytes of L1 and L2 per core.");
   m.def(
       "set_cache_sizes", [](int64_t l1, int64_t l2) { set_cache_sizes({l1, l2}); }, "For tests: plan for such caches.");
+  m.def("fft_use", [] { return std::string(kFftUses[int(fft_use())]); }, "Where convolutions go through the FFT.");
+  m.def("set_fft_use", torch::wrap_pybind_function(&use_fft), "'never', 'where faster', for tests 'where possible'.");
   m.def("fma_peak", &fma_peak, "Measures the GFLOP/s of float32 FMAs on one core.");
   m.def(
       "plan", torch::wrap_pybind_function(&plan), "The kernels' plan for a problem with contiguous operands.",
       py::arg("op"), py::arg("dtype"), py::kw_only(), py::arg("batch"), py::arg("in_channels"), py::arg("in_length"),
       py::arg("out_channels"), py::arg("kernel_size"), py::arg("stride") = 1, py::arg("padding_left") = 0,
-      py::arg("padding_right") = 0, py::arg("dilation") = 1, py::arg("groups") = 1, py::arg("padding_mode") = "zeros");
+      py::arg("padding_right") = 0, py::arg("dilation") = 1, py::arg("groups") = 1, py::arg("padding_mode") = "zeros",
+      py::arg("accumulate") = false);
 }

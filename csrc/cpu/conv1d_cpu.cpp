@@ -10,6 +10,8 @@
 
 #include <array>
 #include <cstring>
+#include <type_traits>
+#include <vector>
 
 #include "checks.h"
 #include "conv1d.h"
@@ -47,25 +49,49 @@ bool covered(const at::Tensor& a, const at::Tensor& b) {
          a.layout() == at::kStrided && b.layout() == at::kStrided;
 }
 
-// make_plan, remembered: models call the same layers over and over, and a plan takes longer than the smallest of them.
+struct Plans {
+  Plan direct;
+  FftPlan fft;  // of length 0 where `direct` is faster
+};
+
+// The plans, remembered: models call the same layers over and over, and a plan takes longer than the smallest of them.
 template <Op op>
-Plan plan_for(const Conv1dProblem& problem, const Kernels& kernels) {
+const Plans& plans_for(const Conv1dProblem& problem, const Kernels& kernels) {
   struct Known {
     Conv1dProblem problem;
     const KernelSet* kernels;
     CacheSizes cache;
+    FftUse fft_use;
   };
   thread_local Known known{};
-  thread_local Plan plan{};
+  thread_local Plans plans{};
   const CacheSizes cache = cache_sizes();
+  const FftUse use = fft_use();
   // Byte by byte: where padding between the members differs, the plan is made once more.
   // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison)
   if (known.kernels != &kernels.run || std::memcmp(&known.problem, &problem, sizeof problem) != 0 ||
-      std::memcmp(&known.cache, &cache, sizeof cache) != 0) {
-    plan = make_plan(op, problem, kernels.run.sizes, kernels.tile, cache);
-    known = {problem, &kernels.run, cache};
+      std::memcmp(&known.cache, &cache, sizeof cache) != 0 || known.fft_use != use) {
+    plans.direct = make_plan(op, problem, kernels.run.sizes, kernels.tile, cache);
+    plans.fft = make_fft_plan(op, problem, kernels.run.sizes, kernels.tile, cache, use);
+    known = {problem, &kernels.run, cache, use};
   }
-  return plan;
+  return plans;
+}
+
+// Of small pages the first touch costs more than many a convolution.
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr int64_t kHugePage = 2 << 20;
+  const int64_t before = int64_t(-reinterpret_cast<uintptr_t>(data) % kHugePage);
+  const int64_t pages = (bytes - before) / kHugePage;
+  if (pages > 0) madvise(static_cast<char*>(data) + before, pages * kHugePage, MADV_HUGEPAGE);
+#endif
+}
+
+at::DataPtr allocate(int64_t bytes) {
+  at::DataPtr data = c10::GetCPUAllocator()->allocate(bytes);
+  advise_huge_pages(data.get(), bytes);
+  return data;
 }
 
 // Memory of a thread for the duration of a call, kept for its next one unless it is unusually large.
@@ -116,7 +142,7 @@ template <class Kernel, class Args>
 at::DataPtr pack_weights(Kernel kernel, const Conv1dProblem& problem, const Plan& plan, Args* args) {
   at::DataPtr packed;
   if (plan.packed_bytes > 0) {
-    packed = c10::GetCPUAllocator()->allocate(plan.packed_bytes);
+    packed = allocate(plan.packed_bytes);
     args->packed_weight = packed.get();
     for_ranges(problem.groups * plan.out_tiles, plan.packed_bytes, [&](int64_t begin, int64_t end) {
       kernel(problem, plan, *args, begin, end);
@@ -125,16 +151,14 @@ at::DataPtr pack_weights(Kernel kernel, const Conv1dProblem& problem, const Plan
   return packed;
 }
 
-void run(const Kernels& kernels, const Conv1dProblem& problem, ForwardArgs args) {
-  const Plan plan = plan_for<Op::kForward>(problem, kernels);
+void run_direct(const Kernels& kernels, const Conv1dProblem& problem, ForwardArgs args) {
+  const Plan plan = plans_for<Op::kForward>(problem, kernels).direct;
   const at::DataPtr packed = pack_weights(kernels.run.pack_forward, problem, plan, &args);
   for_units(kernels.run.forward, problem, plan, args, plan.units);
 }
 
-void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs args) {
-  const Plan plan = plan_for<Op::kBackwardInput>(problem, kernels);
-  const at::DataPtr packed = pack_weights(kernels.run.pack_backward_input, problem, plan, &args);
-  for_units(kernels.run.backward_input, problem, plan, args, plan.units);
+// The padding's share of the gradient, where the padding repeats the input.
+void add_edges(const Kernels& kernels, const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args) {
   for_units(kernels.run.backward_input_edges, problem, plan, args, plan.edge_units);
   if (problem.padding_mode != PaddingMode::kZeros) {
     const int64_t rows = problem.batch * problem.in_channels;
@@ -144,9 +168,16 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs
   }
 }
 
-void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardWeightArgs args) {
-  const Plan plan = plan_for<Op::kBackwardWeight>(problem, kernels);
-  const at::DataPtr partial_sums = c10::GetCPUAllocator()->allocate(plan.partial_bytes);
+void run_direct(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs args) {
+  const Plan plan = plans_for<Op::kBackwardInput>(problem, kernels).direct;
+  const at::DataPtr packed = pack_weights(kernels.run.pack_backward_input, problem, plan, &args);
+  for_units(kernels.run.backward_input, problem, plan, args, plan.units);
+  add_edges(kernels, problem, plan, args);
+}
+
+void run_direct(const Kernels& kernels, const Conv1dProblem& problem, BackwardWeightArgs args) {
+  const Plan plan = plans_for<Op::kBackwardWeight>(problem, kernels).direct;
+  const at::DataPtr partial_sums = allocate(plan.partial_bytes);
   args.partial_sums = partial_sums.get();
   for_units(kernels.run.backward_weight, problem, plan, args, plan.units);
   if (plan.reduction_chunks > 1) {
@@ -155,6 +186,101 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardWeightArg
       kernels.run.backward_weight_sum(problem, plan, args, begin, end);
     });
   }
+}
+
+// A call through the Fourier transform: its memory, and its passes. Returns the alarms.
+std::vector<uint8_t> run_fft(
+    Op op, const Kernels& kernels, const Conv1dProblem& problem, const FftPlan& plan, const FftOperands& operands) {
+  FftArgs args{};
+  args.operands = operands;
+  const at::DataPtr spectra = allocate(plan.spectra_bytes), signals = allocate(plan.signal_bytes);
+  std::vector<uint8_t> alarms(op == Op::kBackwardWeight ? 1 : problem.batch);
+  const bool is_float = kernels.run.sizes.storage == sizeof(float);
+  args.roots = is_float ? static_cast<const void*>(fft_roots<float>(plan.length, kernels.tile.lanes))
+                        : fft_roots<double>(plan.length, kernels.tile.lanes);
+  args.spectra = spectra.get();
+  args.signals = signals.get();
+  args.alarms = alarms.data();
+  const auto pass = [&](FftPass kernel, int64_t units, double operations) {
+    for_ranges(units, double(units) * operations, [&](int64_t begin, int64_t end) {
+      kernel(op, problem, plan, args, scratch_memory(plan.scratch_bytes), begin, end);
+    });
+  };
+  const FftKernels& fft = kernels.run.fft;
+  const double transform = 30.0 * plan.length, rows = plan.source_rows + plan.row_block;
+  const int64_t blocks = problem.batch * plan.phases * plan.blocks;
+  const auto run_rows = [&] {
+    const int64_t pairs = args.group_count * args.row_count * plan.source_rows;
+    if (op != Op::kBackwardWeight) {
+      pass(fft.transform_weights, pairs, transform);
+      pass(fft.multiply_blocks, args.group_count * blocks, transform * rows);
+      return;
+    }
+    for (args.first_block = 0; args.first_block < blocks; args.first_block += plan.block_tile) {
+      args.block_count = std::min(plan.block_tile, blocks - args.first_block);
+      const int64_t signals = args.group_count * (plan.source_rows + args.row_count) * args.block_count;
+      pass(fft.transform_signals, signals, transform);
+      const int64_t vectors = plan.length / 2 / kernels.tile.lanes;
+      pass(fft.multiply_signals, args.group_count * vectors, double(pairs) * args.block_count * kernels.tile.lanes);
+    }
+    pass(fft.store_taps, pairs, transform);
+  };
+  for (args.first_group = 0; args.first_group < problem.groups; args.first_group += plan.group_block) {
+    args.group_count = std::min(plan.group_block, problem.groups - args.first_group);
+    for (args.first_row = 0; args.first_row < plan.result_rows; args.first_row += plan.row_block) {
+      args.row_count = std::min(plan.row_block, plan.result_rows - args.first_row);
+      run_rows();
+    }
+  }
+  return alarms;
+}
+
+// Computes the batch items that have an alarm again. at(n): the arguments for batch item n.
+template <class ArgsAt>
+void mend_items(const Kernels& kernels, Conv1dProblem problem, const std::vector<uint8_t>& alarms, const ArgsAt& at) {
+  problem.batch = 1;
+  for (size_t n = 0; n < alarms.size(); ++n) {
+    if (alarms[n]) run_direct(kernels, problem, at(int64_t(n)));
+  }
+}
+
+void run(const Kernels& kernels, const Conv1dProblem& problem, const ForwardArgs& args) {
+  const FftPlan plan = plans_for<Op::kForward>(problem, kernels).fft;
+  if (plan.length == 0) return run_direct(kernels, problem, args);
+  const std::vector<uint8_t> alarms =
+      run_fft(Op::kForward, kernels, problem, plan, {args.input, args.weight, args.bias, args.output});
+  mend_items(kernels, problem, alarms, [&](int64_t n) {
+    ForwardArgs item = args;
+    item.input = static_cast<const char*>(args.input) + n * problem.input.batch * kernels.run.sizes.storage;
+    item.output = static_cast<char*>(args.output) + n * problem.output.batch * kernels.run.sizes.storage;
+    return item;
+  });
+}
+
+void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs args) {
+  const Plans plans = plans_for<Op::kBackwardInput>(problem, kernels);
+  if (plans.fft.length == 0) return run_direct(kernels, problem, args);
+  const std::vector<uint8_t> alarms = run_fft(
+      Op::kBackwardInput, kernels, problem, plans.fft, {args.grad_output, args.weight, nullptr, args.grad_input});
+  if (plans.direct.edge_units > 0) {
+    const at::DataPtr packed = pack_weights(kernels.run.pack_backward_input, problem, plans.direct, &args);
+    add_edges(kernels, problem, plans.direct, args);
+  }
+  mend_items(kernels, problem, alarms, [&](int64_t n) {
+    BackwardInputArgs item = args;
+    item.grad_output =
+        static_cast<const char*>(args.grad_output) + n * problem.output.batch * kernels.run.sizes.storage;
+    item.grad_input = static_cast<char*>(args.grad_input) + n * problem.input.batch * kernels.run.sizes.storage;
+    return item;
+  });
+}
+
+void run(const Kernels& kernels, const Conv1dProblem& problem, const BackwardWeightArgs& args) {
+  const FftPlan plan = plans_for<Op::kBackwardWeight>(problem, kernels).fft;
+  if (plan.length == 0) return run_direct(kernels, problem, args);
+  const std::vector<uint8_t> alarms =
+      run_fft(Op::kBackwardWeight, kernels, problem, plan, {args.input, args.grad_output, nullptr, args.grad_weight});
+  if (alarms[0]) run_direct(kernels, problem, args);
 }
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, const BackwardBiasArgs& args) {
@@ -194,17 +320,11 @@ void multiply_parts(Conv1dProblem problem, const at::Tensor& a, const at::Tensor
   }
 }
 
-// Large results in huge pages: of small ones the first touch costs more than many a convolution (the allocator returns
-// large blocks to the system, so that each call touches them for the first time).
+// Large results in huge pages, too: the allocator returns large blocks to the system, so that each call touches them
+// for the first time.
 at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  constexpr uintptr_t kHugePage = 2 << 20;
   const at::Tensor result = at::empty(sizes, options);
-#ifdef MADV_HUGEPAGE
-  char* const data = static_cast<char*>(result.mutable_data_ptr());
-  const uintptr_t before = -reinterpret_cast<uintptr_t>(data) % kHugePage;
-  const uintptr_t pages = result.nbytes() < before ? 0 : (result.nbytes() - before) / kHugePage;
-  if (pages > 0) madvise(data + before, pages * kHugePage, MADV_HUGEPAGE);
-#endif
+  advise_huge_pages(result.mutable_data_ptr(), int64_t(result.nbytes()));
   return result;
 }
 
@@ -252,7 +372,8 @@ at::Tensor conv1d_cpu(
     // The first product of each part brings the bias, which is subtracted along with a product that is.
     at::Tensor bias_row;
     if (bias_parts.defined() && !real.accumulate) bias_row = real.negate ? -bias_parts[out_part] : bias_parts[out_part];
-    run(kernels, real,
+    run_direct(
+        kernels, real,
         ForwardArgs{
             part(input, in_part), part(weight, weight_part), bias_row.defined() ? bias_row.const_data_ptr() : nullptr,
             mutable_part(output, out_part), nullptr});
@@ -281,7 +402,8 @@ at::Tensor conv1d_backward_input_cpu(
   }
   multiply_parts(
       problem, grad_output, weight, [&](const Conv1dProblem& real, int grad_part, int weight_part, int part_) {
-        run(kernels, real,
+        run_direct(
+            kernels, real,
             BackwardInputArgs{
                 part(grad_output, grad_part), part(weight, weight_part), mutable_part(grad_input, part_), nullptr});
       });
@@ -306,7 +428,8 @@ at::Tensor conv1d_backward_weight_cpu(
     return grad_weight;
   }
   multiply_parts(problem, grad_output, input, [&](const Conv1dProblem& real, int grad_part, int in_part, int part_) {
-    run(kernels, real,
+    run_direct(
+        kernels, real,
         BackwardWeightArgs{
             part(grad_output, grad_part), part(input, in_part), mutable_part(grad_weight, part_), nullptr});
   });

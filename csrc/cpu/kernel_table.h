@@ -3,6 +3,7 @@
 // memory of plan.scratch_bytes (64-byte aligned, one per thread) and a range of the plan's work units.
 #pragma once
 
+#include "cpu/fft_plan.h"
 #include "cpu/plan.h"
 #include "problem.h"
 
@@ -35,6 +36,34 @@ struct BackwardBiasArgs {
   void* grad_bias;
 };
 
+struct FftOperands {
+  const void* source;  // forward: input, backward_input: grad_output, backward_weight: input
+  const void* weight;  // backward_weight: grad_output
+  const void* bias;    // forward; may be null
+  void* result;
+};
+
+struct FftArgs {
+  FftOperands operands;
+  const void* roots;  // fft_roots
+  void* spectra;      // plan.spectra_bytes, shared by all threads
+  void* signals;      // plan.signal_bytes, shared by all threads
+  uint8_t* alarms;    // set to 1 where a result is not finite; one for each batch item, backward_weight: one
+
+  // What this pass is for: groups, plan.group_block at most; result rows of each, plan.row_block at most.
+  int64_t first_group, group_count;
+  int64_t first_row, row_count;
+  int64_t first_block, block_count;  // backward_weight: of all [batch][phase][block], plan.block_tile at most
+};
+
+// Convolution through the Fourier transform (fft_conv_inl.h, which says what the work units are).
+using FftPass =
+    void (*)(Op, const Conv1dProblem&, const FftPlan&, const FftArgs&, void* scratch, int64_t begin, int64_t end);
+struct FftKernels {
+  FftPass transform_weights, multiply_blocks;               // forward and backward_input
+  FftPass transform_signals, multiply_signals, store_taps;  // backward_weight
+};
+
 // The kernels of one storage type.
 struct KernelSet {
   ElementSizes sizes;
@@ -58,6 +87,8 @@ struct KernelSet {
   // Second pass of backward_weight, where plan.reduction_chunks > 1: adds the partial sums, in their order.
   void (*backward_weight_sum)(const Conv1dProblem&, const Plan&, const BackwardWeightArgs&, int64_t begin, int64_t end);
   void (*backward_bias)(const Conv1dProblem&, const BackwardBiasArgs&, int64_t begin, int64_t end);
+
+  FftKernels fft;  // of types that are computed as they are stored
 };
 
 struct KernelTable {

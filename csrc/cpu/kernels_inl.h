@@ -13,6 +13,8 @@
 #include "cpu/forward_inl.h"
 #include "cpu/backward_input_inl.h"
 #include "cpu/backward_weight_inl.h"
+#include "cpu/fft_inl.h"
+#include "cpu/fft_conv_inl.h"
 #include "cpu/peak_inl.h"
 
 namespace conv1d_ext {
@@ -44,6 +46,8 @@ void backward_input(
 
 template <class Storage>
 constexpr KernelSet kernel_set() {
+  FftKernels fft{};
+  if constexpr (kStoredAsComputed<Storage>) fft = fft_kernels<Storage>();
   return {
       {sizeof(Storage), sizeof(Acc<Storage>), kPair<Storage>},
       pack_forward<Storage>,
@@ -54,7 +58,8 @@ constexpr KernelSet kernel_set() {
       backward_input_ends<Storage>,
       backward_weight_panel<Storage>,
       backward_weight_sum<Storage>,
-      backward_bias<Storage>};
+      backward_bias<Storage>,
+      fft};
 }
 
 constexpr KernelTable make_kernel_table() {

@@ -18,6 +18,9 @@ constexpr int kTileAccumulators = 12;
 // Dot products: 8 sums + 2 vectors of b + 1 of a; 8 is what hides the latency.
 constexpr int kDotRows = 4;
 constexpr int kDotColumns = 2;
+// Products of spectra, of two vectors each: 8 sums + 4 of b + 2 of a.
+constexpr int kSpectrumRows = 2;
+constexpr int kSpectrumColumns = 2;
 
 struct F32 {
   static constexpr int kLanes = 8;
@@ -32,8 +35,14 @@ inline F32 broadcast(float x) { return {_mm256_set1_ps(x)}; }
 inline F64 broadcast(double x) { return {_mm256_set1_pd(x)}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline F64 fma(F64 a, F64 b, F64 c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+inline F32 fnma(F32 a, F32 b, F32 c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a * b
+inline F64 fnma(F64 a, F64 b, F64 c) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
 inline F32 add(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F64 add(F64 a, F64 b) { return {_mm256_add_pd(a.v, b.v)}; }
+inline F32 sub(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F64 sub(F64 a, F64 b) { return {_mm256_sub_pd(a.v, b.v)}; }
+inline F32 mul(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F64 mul(F64 a, F64 b) { return {_mm256_mul_pd(a.v, b.v)}; }
 inline float sum(F32 a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));

@@ -20,6 +20,9 @@ constexpr int kTileAccumulators = 24;
 // Dot products: 24 sums + 4 vectors of b + 1 of a.
 constexpr int kDotRows = 6;
 constexpr int kDotColumns = 4;
+// Products of spectra, of two vectors each: 18 sums + 6 of b + 2 of a.
+constexpr int kSpectrumRows = 3;
+constexpr int kSpectrumColumns = 3;
 
 struct F32 {
   static constexpr int kLanes = 16;
@@ -37,6 +40,8 @@ inline F32 broadcast(float x) { return {_mm512_set1_ps(x)}; }
 inline F64 broadcast(double x) { return {_mm512_set1_pd(x)}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F64 fma(F64 a, F64 b, F64 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+inline F32 fnma(F32 a, F32 b, F32 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a * b
+inline F64 fnma(F64 a, F64 b, F64 c) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
 #ifdef __AVX512BF16__
 constexpr bool kMultipliesPairs = true;
 // Each lane of a and b holds two bfloat16: c + a0 * b0 + a1 * b1.
@@ -53,6 +58,10 @@ constexpr bool kMultipliesPairs = false;
 #endif
 inline F32 add(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F64 add(F64 a, F64 b) { return {_mm512_add_pd(a.v, b.v)}; }
+inline F32 sub(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F64 sub(F64 a, F64 b) { return {_mm512_sub_pd(a.v, b.v)}; }
+inline F32 mul(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F64 mul(F64 a, F64 b) { return {_mm512_mul_pd(a.v, b.v)}; }
 inline float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
 inline double sum(F64 a) { return _mm512_reduce_add_pd(a.v); }
 

@@ -15,6 +15,9 @@ constexpr int kTileAccumulators = 8;
 // Dot products: 8 sums + 2 vectors of b + 1 of a.
 constexpr int kDotRows = 4;
 constexpr int kDotColumns = 2;
+// Products of spectra, of two vectors each: 4 sums + 2 of b + 2 of a, and the products.
+constexpr int kSpectrumRows = 2;
+constexpr int kSpectrumColumns = 1;
 
 typedef float Floats __attribute__((vector_size(16)));
 typedef double Doubles __attribute__((vector_size(16)));
@@ -32,8 +35,14 @@ inline F32 broadcast(float x) { return {Floats{x, x, x, x}}; }
 inline F64 broadcast(double x) { return {Doubles{x, x}}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {a.v * b.v + c.v}; }
 inline F64 fma(F64 a, F64 b, F64 c) { return {a.v * b.v + c.v}; }
+inline F32 fnma(F32 a, F32 b, F32 c) { return {c.v - a.v * b.v}; }  // c - a * b
+inline F64 fnma(F64 a, F64 b, F64 c) { return {c.v - a.v * b.v}; }
 inline F32 add(F32 a, F32 b) { return {a.v + b.v}; }
 inline F64 add(F64 a, F64 b) { return {a.v + b.v}; }
+inline F32 sub(F32 a, F32 b) { return {a.v - b.v}; }
+inline F64 sub(F64 a, F64 b) { return {a.v - b.v}; }
+inline F32 mul(F32 a, F32 b) { return {a.v * b.v}; }
+inline F64 mul(F64 a, F64 b) { return {a.v * b.v}; }
 inline float sum(F32 a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 inline double sum(F64 a) { return a.v[0] + a.v[1]; }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <functional>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -73,6 +74,7 @@ class Layer {
   }
 
   Plan plan(Op op) const { return make_plan(op, p, kernels_.sizes, tile_, cache); }
+  FftPlan fft_plan(Op op) const { return make_fft_plan(op, p, kernels_.sizes, tile_, cache, FftUse::kWherePossible); }
 
   // Each fills `result`, which has the layout of the tensor of that name. With p.accumulate there is no bias, and the
   // result is added to.
@@ -129,6 +131,18 @@ class Layer {
         deal, p.out_channels, result, [&](int64_t begin, int64_t end) { kernels_.backward_bias(p, args, begin, end); });
   }
 
+  // The same through the Fourier transform, where fft_plan has a length. Padding modes: not the padding's share of the
+  // input gradient.
+  void forward_fft(Fenced<T>& result, const Deal& deal) {
+    run_fft(Op::kForward, {input.data(), weight.data(), bias.data(), result.data()}, result, deal);
+  }
+  void backward_input_fft(Fenced<T>& result, const Deal& deal) {
+    run_fft(Op::kBackwardInput, {output.data(), weight.data(), nullptr, result.data()}, result, deal);
+  }
+  void backward_weight_fft(Fenced<T>& result, const Deal& deal) {
+    run_fft(Op::kBackwardWeight, {input.data(), output.data(), nullptr, result.data()}, result, deal);
+  }
+
   bool intact() { return fences_intact_ && input.intact() && weight.intact() && bias.intact() && output.intact(); }
 
   // Standard normal numbers, the same ones each time.
@@ -152,6 +166,49 @@ class Layer {
   template <class U>
   static void pass(const Deal& deal, int64_t count, Fenced<U>& shared, const Units& units) {
     deal(count, {reinterpret_cast<char*>(shared.data()), shared.bytes()}, units);
+  }
+
+  void run_fft(Op op, const FftOperands& operands, Fenced<T>& result, const Deal& deal) {
+    FftArgs args{};
+    args.operands = operands;
+    const FftPlan plan = fft_plan(op);
+    Fenced<char> spectra(plan.spectra_bytes, flush, 64), signals(plan.signal_bytes, flush, 64);
+    Fenced<uint8_t> alarms(std::max<int64_t>(p.batch, 1), flush);
+    std::fill(alarms.begin(), alarms.end(), uint8_t{0});
+    if constexpr (std::is_floating_point_v<T>) args.roots = fft_roots<T>(plan.length, tile_.lanes);
+    args.spectra = spectra.data();
+    args.signals = signals.data();
+    args.alarms = alarms.data();
+    const FftKernels& fft = kernels_.fft;
+    const int64_t blocks = p.batch * plan.phases * plan.blocks;
+    const auto units = [&](FftPass kernel) -> Units {
+      return [=, this, &plan, &args](int64_t begin, int64_t end) {
+        Fenced<char> scratch(plan.scratch_bytes, flush, 64);
+        kernel(op, p, plan, args, scratch.data(), begin, end);
+        if (!scratch.intact()) fences_intact_ = false;
+      };
+    };
+    for (args.first_group = 0; args.first_group < p.groups; args.first_group += plan.group_block) {
+      args.group_count = std::min(plan.group_block, p.groups - args.first_group);
+      for (args.first_row = 0; args.first_row < plan.result_rows; args.first_row += plan.row_block) {
+        args.row_count = std::min(plan.row_block, plan.result_rows - args.first_row);
+        const int64_t pairs = args.group_count * args.row_count * plan.source_rows;
+        if (op != Op::kBackwardWeight) {
+          pass(deal, pairs, spectra, units(fft.transform_weights));
+          pass(deal, args.group_count * blocks, result, units(fft.multiply_blocks));
+          continue;
+        }
+        for (args.first_block = 0; args.first_block < blocks; args.first_block += plan.block_tile) {
+          args.block_count = std::min(plan.block_tile, blocks - args.first_block);
+          const int64_t rows = args.group_count * (plan.source_rows + args.row_count);
+          pass(deal, rows * args.block_count, signals, units(fft.transform_signals));
+          pass(deal, args.group_count * (plan.length / 2 / tile_.lanes), spectra, units(fft.multiply_signals));
+        }
+        pass(deal, pairs, result, units(fft.store_taps));
+      }
+    }
+    for (const uint8_t alarm : alarms) fences_intact_ = fences_intact_ && alarm == 0;
+    fences_intact_ = fences_intact_ && spectra.intact() && signals.intact() && alarms.intact();
   }
 
   // Each range gets scratch memory of its own, which holds NaN before.

@@ -152,6 +152,45 @@ void test_layer(Layer<T>& layer, const ExactResults& exact) {
   check(layer, "backward_weight", exact.grad_weight, &Layer<T>::backward_weight);
 }
 
+// Errors of the Fourier transform are relative to the norm of a whole block. They grow with the root of the number of
+// roundings: three for each of 2 * 18 levels, and one for each source row that is added up.
+template <class T, class Run>
+void check_fft(Layer<T>& layer, Op op, const char* name, const std::vector<Exact>& exact, Run run) {
+  if (layer.fft_plan(op).length == 0) return;
+  Fenced<T> result(exact.size(), layer.flush);
+  (layer.*run)(result, in_three_ranges);
+  double largest = 0, error = 0, terms = 0;
+  for (int64_t i = 0; i < result.size(); ++i) {
+    const double e = std::abs(widen(result[i]) - exact[i].sum);
+    if (!(e <= error)) error = e;  // NaN is an error
+    largest = std::max(largest, std::abs(exact[i].sum));
+    terms = std::max(terms, double(exact[i].terms));
+  }
+  const bool intact = result.intact() && layer.intact();
+  if (error <= (12 + std::sqrt(terms)) * std::numeric_limits<T>::epsilon() * largest && intact) return;
+  ++failures();
+  const Conv1dProblem& p = layer.p;
+  std::fprintf(
+      stderr, "%s through FFT, %d-byte type: off by %g of %g%s: N=%d C_in=%d L_in=%d C_out=%d K=%d stride=%d\n", name,
+      int(sizeof(T)), error, largest, intact ? "" : ", fence broken", int(p.batch), int(p.in_channels),
+      int(p.in_length), int(p.out_channels), int(p.kernel_size), int(p.stride));
+}
+
+template <class T>
+void test_fft(Layer<T>& layer, const ExactResults& exact) {
+  if constexpr (std::is_floating_point_v<T>) {
+    std::vector<Exact> output = exact.output;
+    for (int64_t o = 0; o < layer.output.size(); ++o) {
+      output[o].add(widen(layer.bias[o / layer.p.output.channel % layer.p.out_channels]));
+    }
+    check_fft(layer, Op::kForward, "forward", output, &Layer<T>::forward_fft);
+    if (layer.p.padding_mode == PaddingMode::kZeros) {
+      check_fft(layer, Op::kBackwardInput, "backward_input", exact.grad_input, &Layer<T>::backward_input_fft);
+    }
+    check_fft(layer, Op::kBackwardWeight, "backward_weight", exact.grad_weight, &Layer<T>::backward_weight_fft);
+  }
+}
+
 // The plans that the shapes have met.
 struct Met {
   Op op;
@@ -205,6 +244,7 @@ int main(int argc, char** argv) {
               if (exact.grad_bias.empty()) exact = exact_results(layer);
               test_layer(layer, exact);
               if (shape.batch == 0) continue;
+              if (!accumulate) test_fft(layer, exact);
               for (const Op op : {Op::kForward, Op::kBackwardInput, Op::kBackwardWeight}) {
                 plans.push_back({op, layer.plan(op)});
               }

@@ -1,0 +1,223 @@
+#include "cpu/fft_plan.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <new>
+#include <numbers>
+
+namespace conv1d_ext {
+namespace {
+
+// With fewer there is little to save, whatever the estimates say.
+constexpr int64_t kFewestTaps = 8;
+constexpr int64_t kMostLength = int64_t{1} << 18;
+
+// In L2 caches. Memory for spectra that threads share: of weights, and backward_weight's of input and grad_output.
+constexpr int64_t kSpectra = 64, kSignals = 16;
+// A thread's spectra of blocks that are multiplied together, and how many of those at most: each vector of the weights'
+// spectra is read once for all of them.
+constexpr int64_t kTile = 2, kMostBlocks = 12;
+// Of one block, at most.
+constexpr int64_t kMostTile = 16;
+
+int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
+int64_t balanced_block(int64_t total, int64_t limit) {
+  return ceil_div(total, ceil_div(total, std::clamp<int64_t>(limit, 1, total)));
+}
+
+struct FftPlanner {
+  const Op op;
+  const Conv1dProblem& p;
+  const ElementSizes sizes;
+  const TileShape& tile;
+  const CacheSizes cache;
+  const FftUse use;
+  const int64_t l2 = std::min<int64_t>(cache.l2, 1 << 20);
+  const int64_t spectra_bytes = kSpectra * l2, signal_bytes = kSignals * l2;
+  const int64_t tile_bytes = kTile * l2, most_tile_bytes = kMostTile * l2;
+  const int64_t in_per_group = p.in_channels / p.groups, out_per_group = p.out_channels / p.groups;
+
+  // What follows estimates cycles, of vectors of any length alike: the figures are those of AVX-512
+  // (benchmarks/NOTES.md).
+
+  // A transform of one row, there or back, with the copy between row and tensor. Of `taps` numbers the first levels are
+  // copies.
+  double transform(int64_t length, int64_t taps) const {
+    const double vectors = double(length) / 2 / tile.lanes;  // of complex numbers
+    const double levels = std::log2(std::min<double>(double(length) / 2, 2.0 * taps));
+    return vectors * (4.5 * levels + 12) * (length * sizes.storage > cache.l1 ? 1.2 : 1);
+  }
+
+  // Batch items to decide by. What an item gives must not depend on the batch that it is in, so it is as if it were
+  // alone; gradients of weights are sums over the batch.
+  bool weights = op == Op::kBackwardWeight;
+  double items() const { return weights ? double(p.batch) : 1; }
+
+  double direct() const {
+    const double products = items() * p.out_channels * in_per_group * p.kernel_size * p.out_length;
+    return products / tile.lanes * 1.1;
+  }
+
+  // Sets what depends on the length, and returns the cycles.
+  double cost(FftPlan& plan) const {
+    plan.block = plan.length - plan.taps + 1;
+    plan.blocks = ceil_div(plan.elements, plan.block);
+    const int64_t row_bytes = plan.length * sizes.storage;
+    // Groups and rows whose spectra fit the memory for them, all rows of a group where that can be.
+    const int64_t pairs = plan.source_rows * plan.result_rows, all_rows = plan.source_rows + plan.result_rows;
+    int64_t groups = spectra_bytes / (pairs * row_bytes);
+    if (weights) groups = std::min(groups, signal_bytes / (all_rows * row_bytes));
+    plan.group_block = balanced_block(p.groups, groups);
+    plan.row_block = balanced_block(
+        plan.result_rows,
+        std::min(spectra_bytes / (plan.source_rows * row_bytes), most_tile_bytes / row_bytes - plan.source_rows));
+    const int64_t tile_row_bytes = (plan.source_rows + plan.row_block) * row_bytes;
+    if (tile_row_bytes > most_tile_bytes) return std::numeric_limits<double>::infinity();
+    plan.block_tile = weights ? signal_bytes / (plan.group_block * tile_row_bytes)
+                              : std::min(kMostBlocks, tile_bytes / tile_row_bytes);
+    plan.block_tile = std::clamp<int64_t>(plan.block_tile, 1, p.batch * plan.phases * plan.blocks);
+
+    const double blocks = double(plan.phases) * plan.blocks * items();
+    const double signals = blocks * (plan.source_rows * ceil_div(plan.result_rows, plan.row_block) + plan.result_rows);
+    const double vectors = double(plan.length) / 2 / tile.lanes;
+    // Each second number of a level is multiplied by a complex number, and in a product of spectra each.
+    const double batch = weights ? 1 : p.batch;
+    plan.multiplications =
+        p.groups * plan.length * (std::log2(plan.length / 2) * (pairs + batch * signals) + 2 * batch * pairs * blocks);
+    const double multiply = pairs * blocks * vectors * 4 * 1.2;
+    const double memory = pairs * vectors * 10;  // of spectra of weights: fresh memory, and far apart
+    return p.groups * (pairs * transform(plan.length, weights ? plan.length : plan.taps) +
+                       signals * transform(plan.length, plan.length) + multiply + memory);
+  }
+
+  FftPlan plan() const {
+    FftPlan best{};
+    const bool plain = !p.accumulate && !p.negate && sizes.storage == sizes.accumulate;
+    if (use == FftUse::kNever || !plain || (p.stride > 1 && p.dilation > 1)) return best;
+    if (use == FftUse::kWhereFaster && p.kernel_size / p.stride < kFewestTaps) return best;
+    FftPlan plan{};
+    plan.taps = ceil_div(p.kernel_size, p.stride);
+    plan.phases = p.dilation;
+    plan.step = p.stride * p.dilation;
+    const int64_t in_rows = in_per_group * p.stride;
+    plan.source_rows = op == Op::kBackwardInput ? out_per_group : in_rows;
+    plan.result_rows = op == Op::kBackwardInput ? in_rows : out_per_group;
+    plan.first = op == Op::kBackwardInput ? p.padding_left / plan.step : 0;
+    const int64_t end = op == Op::kBackwardInput ? ceil_div(p.padding_left + p.in_length, plan.step)
+                                                 : ceil_div(p.out_length, plan.phases);
+    plan.elements = end - plan.first;
+    double least = use == FftUse::kWherePossible ? std::numeric_limits<double>::infinity() : direct();
+    // Padding modes: the padding's share of input gradients remains with the direct kernel.
+    const double edges = op == Op::kBackwardInput && p.padding_mode != PaddingMode::kZeros
+                             ? direct() * (p.padding_left + p.padding_right) / p.in_length
+                             : 0;
+    const int64_t shortest = 2 * tile.lanes * tile.lanes;
+    for (int64_t length = std::max<int64_t>(shortest, std::bit_ceil(uint64_t(plan.taps))); length <= kMostLength;
+         length *= 2) {
+      plan.length = length;
+      const double cycles = cost(plan) + edges;
+      if (cycles < least) {
+        least = cycles;
+        best = plan;
+      }
+      if (plan.blocks == 1) break;
+    }
+    if (best.length == 0) return best;
+    const int64_t row_bytes = best.length * sizes.storage;
+    best.spectra_bytes = best.group_block * best.row_block * best.source_rows * row_bytes;
+    best.scratch_bytes = 4 * 64 + row_bytes;
+    if (op == Op::kBackwardWeight) {
+      best.signal_bytes = best.group_block * (best.source_rows + best.row_block) * best.block_tile * row_bytes;
+    } else {
+      best.scratch_bytes += (best.source_rows + best.row_block) * best.block_tile * row_bytes;
+    }
+    return best;
+  }
+};
+
+// exp(2 pi i * numerator / denominator)
+struct Root {
+  double re, im;
+};
+Root root(uint64_t numerator, uint64_t denominator) {
+  const double angle = 2 * std::numbers::pi * double(numerator) / double(denominator);
+  return {std::cos(angle), std::sin(angle)};
+}
+
+// The s of block b of `blocks`: the square root of the block's c = exp(2 pi i * n / (4 * blocks)), where n is 1 for the
+// only block at first; its halves have c = s and c = -s.
+Root block_root(int64_t blocks, int64_t b) {
+  uint64_t numerator = 1;
+  for (int64_t level = blocks / 2, denominator = 8; level > 0; level /= 2, denominator *= 2) {
+    if (b & level) numerator += uint64_t(denominator) / 2;
+  }
+  return root(numerator, uint64_t(blocks) * 8);
+}
+
+int64_t fft_root_count(int64_t length, int64_t lanes) {
+  const int64_t vectors = length / 2 / lanes;
+  return 2 * vectors + vectors / lanes * (lanes - 1) * 2 * lanes;
+}
+
+template <class T>
+void fill_fft_roots(int64_t length, int64_t lanes, T* roots) {
+  const int64_t vectors = length / 2 / lanes;
+  roots[0] = roots[1] = 0;
+  for (int64_t blocks = 1; blocks < vectors; blocks *= 2) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      const Root s = block_root(blocks, b);
+      roots[2 * (blocks + b)] = T(s.re);
+      roots[2 * (blocks + b) + 1] = T(s.im);
+    }
+  }
+  T* next = roots + 2 * vectors;
+  for (int64_t group = 0; group < vectors / lanes; ++group) {
+    for (int64_t parts = 1; parts < lanes; parts *= 2) {
+      for (int64_t part = 0; part < parts; ++part, next += 2 * lanes) {
+        for (int64_t lane = 0; lane < lanes; ++lane) {
+          const Root s = block_root(vectors * parts, (group * lanes + lane) * parts + part);
+          next[lane] = T(s.re);
+          next[lanes + lane] = T(s.im);
+        }
+      }
+    }
+  }
+}
+
+std::atomic<FftUse>& chosen_use() {
+  static std::atomic<FftUse> use{FftUse::kWhereFaster};
+  return use;
+}
+
+}  // namespace
+
+FftUse fft_use() { return chosen_use().load(std::memory_order_relaxed); }
+void set_fft_use(FftUse use) { chosen_use().store(use, std::memory_order_relaxed); }
+
+FftPlan make_fft_plan(
+    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, FftUse use) {
+  return FftPlanner{op, problem, sizes, tile, cache, use}.plan();
+}
+
+template <class T>
+const T* fft_roots(int64_t length, int64_t lanes) {
+  static std::atomic<const T*> tables[8][64];  // by the logarithms of lanes and length
+  std::atomic<const T*>& table = tables[std::bit_width(uint64_t(lanes))][std::bit_width(uint64_t(length))];
+  if (const T* known = table.load(std::memory_order_acquire)) return known;
+  constexpr std::align_val_t kLine{64};
+  T* made = new (kLine) T[fft_root_count(length, lanes)];
+  fill_fft_roots(length, lanes, made);
+  const T* other = nullptr;  // of a thread that was as early
+  if (table.compare_exchange_strong(other, made, std::memory_order_acq_rel)) return made;
+  operator delete[](made, kLine);
+  return other;
+}
+
+template const float* fft_roots(int64_t, int64_t);
+template const double* fft_roots(int64_t, int64_t);
+
+}  // namespace conv1d_ext
