@@ -105,7 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--modes", nargs="+", choices=PASSES, default=list(PASSES), help="training: with all gradients; default: both")
     cores = torch.get_num_threads()
     add("--threads", nargs="+", type=int, default=sorted({1, cores}), help="on the CPU; default: %(default)s")
-    add("--peers", nargs="+", choices=PEERS, default=["torch"], help="only torch also trains; default: torch")
+    add(
+        "--peers",
+        nargs="+",
+        choices=PEERS,
+        default=["torch"],
+        help="torch and direct, conv1d_ext without the FFT, also train; default: torch",
+    )
     add("--layers", nargs="+", type=Path, default=[PUBLIC_LAYERS], metavar="FILE", help="default: the layers.json here")
     add("--filter", nargs="+", default=[""], metavar="TEXT", help="only layers with one of these texts in their name")
     memory = "fresh: malloc as it is (default); reused: it gives nothing back to the system, so pages are never new"

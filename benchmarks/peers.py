@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import conv1d_ext
+
 Engine = Callable[[int], Any]
 
 OURS = "conv1d_ext"
-PEERS = ("torch", "torch.compile", "onnxruntime", "openvino")
+DIRECT = "direct"  # conv1d_ext without the Fourier transform
+PEERS = ("torch", DIRECT, "torch.compile", "onnxruntime", "openvino")
 _NEEDS = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 
 
@@ -30,9 +33,19 @@ def missing_packages(peer: str) -> list[str]:
 
 
 def supports(peer: str, mode: str, dtype: torch.dtype, device: str) -> bool:
-    if peer == "torch":
+    if peer in ("torch", DIRECT):
         return True
     return mode == "forward" and (not has_own_threads(peer) or (dtype == torch.float32 and device == "cpu"))
+
+
+def directly(engine: Engine) -> Engine:
+    """Without the Fourier transform."""
+
+    def run(i: int) -> Any:
+        with conv1d_ext.backends.cpu.flags(allow_fft=False):
+            return engine(i)
+
+    return run
 
 
 def forward(module: nn.Conv1d, inputs: Sequence[Tensor]) -> Engine:

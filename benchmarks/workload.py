@@ -35,6 +35,8 @@ class Workload:
 
     def peer_engine(self, peer: str, threads: int) -> Engine:
         """Raises what the peer raises where it cannot compute the layer."""
+        if peer == peers.DIRECT:
+            return peers.directly(self.our_engine())
         if self.mode == "forward":
             return peers.peer_forward(peer, self.stock, self.inputs, threads)
         return self._engine(self.stock, self.inputs, self.cotangents)

@@ -250,7 +250,7 @@ py::dict plan(
     fields["block_tile"] = fft.block_tile;
     fields["multiplications"] = fft.multiplications;
     fields["scratch_bytes"] = fft.scratch_bytes;
-    fields["spectra_bytes"] = fft.spectra_bytes + fft.signal_bytes;
+    fields["shared_bytes"] = fft.most_groups * (fft.weight_bytes + fft.signal_bytes);
     return fields;
   }
   fields["algorithm"] = algorithm_name(plan.algorithm);

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from conv1d_ext import _C
+from conv1d_ext.backends import cpu
 
 OPS = ["conv1d", "conv1d_backward_input", "conv1d_backward_weight"]
 # (in_channels, out_channels, kernel_size, further geometry): layers of real models, by kind.
@@ -23,10 +24,14 @@ LAYERS = {
 }
 
 
-def plan(op: str, kind: str, dtype: str = "float32", batch: int = 1, in_length: int = 100_000) -> dict:
+def plan(
+    op: str, kind: str, dtype: str = "float32", batch: int = 1, in_length: int = 100_000, *, allow_fft: bool = False
+) -> dict:
+    """Of the direct kernels, unless told otherwise: test_fft.py has the plans of the others."""
     in_channels, out_channels, kernel_size, geometry = LAYERS[kind]
     shape = {"batch": batch, "in_channels": in_channels, "in_length": in_length, "out_channels": out_channels}
-    return _C.plan(op, dtype, **shape, kernel_size=kernel_size, **geometry)
+    with cpu.flags(allow_fft=allow_fft):
+        return _C.plan(op, dtype, **shape, kernel_size=kernel_size, **geometry)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])

@@ -1,18 +1,27 @@
 """Random small problems in random layouts, forward and gradients, against torch in float64."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
 from cases import Case
 from reference import torch_conv1d
 
+from conv1d_ext import _C
 from conv1d_ext.functional import conv1d, conv1d_padded
 
 CASES_PER_TEST = 100
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def _restored_fft_use() -> Iterator[None]:
+    before = _C.fft_use()
+    yield
+    _C.set_fft_use(before)
 
 
 def draw_case(rng: random.Random) -> Case:
@@ -67,9 +76,11 @@ def telling_strides(tensor: torch.Tensor) -> list[int]:
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1 and tensor.numel()]
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_matches_torch(seed, isa):
-    rng = random.Random(f"{seed} {isa}")
+@pytest.mark.parametrize("fft_use", ["where faster", "where possible"])
+@pytest.mark.parametrize("seed", range(5))
+def test_matches_torch(seed, isa, fft_use):
+    _C.set_fft_use(fft_use)
+    rng = random.Random(f"{seed} {isa} {fft_use}")
     for _ in range(CASES_PER_TEST):
         case = draw_case(rng)
         batch = (case.batch,) if rng.random() < 0.8 else ()

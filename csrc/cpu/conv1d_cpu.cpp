@@ -193,7 +193,11 @@ std::vector<uint8_t> run_fft(
     Op op, const Kernels& kernels, const Conv1dProblem& problem, const FftPlan& plan, const FftOperands& operands) {
   FftArgs args{};
   args.operands = operands;
-  const at::DataPtr spectra = allocate(plan.spectra_bytes), signals = allocate(plan.signal_bytes);
+  const int64_t blocks = problem.batch * plan.phases * plan.blocks;
+  // Two units for each thread, where the pass of the blocks has so many.
+  const int64_t groups =
+      std::clamp((2 * at::get_num_threads() + blocks - 1) / blocks, plan.fewest_groups, plan.most_groups);
+  const at::DataPtr spectra = allocate(groups * plan.weight_bytes), signals = allocate(groups * plan.signal_bytes);
   std::vector<uint8_t> alarms(op == Op::kBackwardWeight ? 1 : problem.batch);
   const bool is_float = kernels.run.sizes.storage == sizeof(float);
   args.roots = is_float ? static_cast<const void*>(fft_roots<float>(plan.length, kernels.tile.lanes))
@@ -208,7 +212,6 @@ std::vector<uint8_t> run_fft(
   };
   const FftKernels& fft = kernels.run.fft;
   const double transform = 30.0 * plan.length, rows = plan.source_rows + plan.row_block;
-  const int64_t blocks = problem.batch * plan.phases * plan.blocks;
   const auto run_rows = [&] {
     const int64_t pairs = args.group_count * args.row_count * plan.source_rows;
     if (op != Op::kBackwardWeight) {
@@ -225,8 +228,8 @@ std::vector<uint8_t> run_fft(
     }
     pass(fft.store_taps, pairs, transform);
   };
-  for (args.first_group = 0; args.first_group < problem.groups; args.first_group += plan.group_block) {
-    args.group_count = std::min(plan.group_block, problem.groups - args.first_group);
+  for (args.first_group = 0; args.first_group < problem.groups; args.first_group += groups) {
+    args.group_count = std::min(groups, problem.groups - args.first_group);
     for (args.first_row = 0; args.first_row < plan.result_rows; args.first_row += plan.row_block) {
       args.row_count = std::min(plan.row_block, plan.result_rows - args.first_row);
       run_rows();

@@ -18,8 +18,8 @@ class FftConv {
     Scratch scratch{static_cast<char*>(memory)};
     row_ = scratch.take<T>(plan.length);
     if (op == Op::kBackwardWeight) return;
-    source_ = scratch.take<T>(plan.block_tile * plan.source_rows * plan.length);
-    result_ = scratch.take<T>(plan.block_tile * plan.row_block * plan.length);
+    source_ = scratch.take<T>(spectra_stride(plan.block_tile * plan.source_rows) * plan.length);
+    result_ = scratch.take<T>(spectra_stride(plan.block_tile * plan.row_block) * plan.length);
   }
 
   // Work units: [group of the pass][row of the pass][source row].
@@ -34,8 +34,8 @@ class FftConv {
                                 : taps_of(group, source_row, args_.first_row + row);
       const T* weight = static_cast<const T*>(args_.operands.weight) + taps.offset;
       for (int64_t j = 0; j < taps.count; ++j) row_[j] = weight[j * taps.stride] * scale;
-      T* spectrum = spectra() + ((g * vectors() * rows() + row) * sources() + source_row) * kComplex;
-      fft_.transform(row_, taps.count, spectrum, rows() * sources() * kComplex, sign);
+      const Spectra weights = weight_spectra(g);
+      fft_.transform(row_, taps.count, weights.at(0, row * sources() + source_row), weights.stride(), sign);
     }
   }
 
@@ -44,26 +44,26 @@ class FftConv {
     const int64_t per_group = p_.batch * plan_.phases * plan_.blocks;
     for (int64_t unit = begin; unit < end;) {
       const int64_t g = unit / per_group, group = args_.first_group + g;
-      const int64_t tile = min_of(min_of(plan_.block_tile, end - unit), (g + 1) * per_group - unit);
-      for (int64_t i = 0; i < tile; ++i) {
-        const Block block = block_at(unit % per_group + i);
-        for (int64_t s = 0; s < sources(); ++s) {
+      const int64_t left = min_of(end, (g + 1) * per_group) - unit;
+      const int64_t tile = ceil_div(left, ceil_div(left, plan_.block_tile));
+      const Spectra weights = weight_spectra(g), blocks{source_, tile * sources()}, sums{result_, rows() * tile};
+      // Rows outside, so that what is read and written of one is a long run.
+      for (int64_t s = 0; s < sources(); ++s) {
+        for (int64_t i = 0; i < tile; ++i) {
+          const Block block = block_at(unit % per_group + i);
           const int64_t count = op_ == Op::kForward
                                     ? pack_input(block, group, s)
                                     : pack_grad_output(block, group, s, block.first - (plan_.taps - 1), plan_.length);
-          fft_.transform(row_, count, source_ + (i * sources() + s) * kComplex, tile * sources() * kComplex, 1);
+          fft_.transform(row_, count, blocks.at(0, i * sources() + s), blocks.stride(), 1);
         }
       }
-      for (int64_t v = 0; v < vectors(); ++v) {
-        multiply_spectra(
-            spectra() + (g * vectors() + v) * rows() * sources() * kComplex, rows(),
-            source_ + v * tile * sources() * kComplex, tile, sources(), result_ + v * rows() * tile * kComplex, false);
+      for (int64_t v = 0; v < fft_.vectors(); ++v) {
+        multiply_spectra(weights.at(v, 0), rows(), blocks.at(v, 0), tile, sources(), sums.at(v, 0), false);
       }
-      for (int64_t i = 0; i < tile; ++i) {
-        const Block block = block_at(unit % per_group + i);
-        for (int64_t row = 0; row < rows(); ++row) {
-          fft_.invert(result_ + (row * tile + i) * kComplex, rows() * tile * kComplex, row_);
-          store_result(block, group, args_.first_row + row);
+      for (int64_t row = 0; row < rows(); ++row) {
+        for (int64_t i = 0; i < tile; ++i) {
+          fft_.invert(sums.at(0, row * tile + i), sums.stride(), row_);
+          store_result(block_at(unit % per_group + i), group, args_.first_row + row);
         }
       }
       unit += tile;
@@ -79,27 +79,22 @@ class FftConv {
       const Block block = block_at(args_.first_block + i);
       if (row < sources()) {
         const int64_t count = pack_input(block, group, row);
-        fft_.transform(
-            row_, count, input_spectra() + (g * vectors() * sources() + row) * blocks * kComplex + i * kComplex,
-            sources() * blocks * kComplex, 1);
+        fft_.transform(row_, count, input_spectra(g).at(0, row * blocks + i), input_spectra(g).stride(), 1);
       } else {
-        const int64_t grad_row = row - sources();
-        const int64_t count = pack_grad_output(block, group, args_.first_row + grad_row, block.first, plan_.block);
-        fft_.transform(
-            row_, count, grad_spectra() + (g * vectors() * rows() + grad_row) * blocks * kComplex + i * kComplex,
-            rows() * blocks * kComplex, -1);
+        const int64_t r = row - sources();
+        const int64_t count = pack_grad_output(block, group, args_.first_row + r, block.first, plan_.block);
+        fft_.transform(row_, count, grad_spectra(g).at(0, r * blocks + i), grad_spectra(g).stride(), -1);
       }
     }
   }
 
   // Work units: [group of the pass][vector of the spectrum].
   void multiply_signals(int64_t begin, int64_t end) const {
-    const int64_t blocks = args_.block_count;
     for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t g = unit / fft_.vectors(), v = unit % fft_.vectors();
       multiply_spectra(
-          grad_spectra() + unit * rows() * blocks * kComplex, rows(),
-          input_spectra() + unit * sources() * blocks * kComplex, sources(), blocks,
-          spectra() + unit * rows() * sources() * kComplex, args_.first_block > 0);
+          grad_spectra(g).at(v, 0), rows(), input_spectra(g).at(v, 0), sources(), args_.block_count,
+          weight_spectra(g).at(v, 0), args_.first_block > 0);
     }
   }
 
@@ -109,9 +104,8 @@ class FftConv {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t source_row = unit % sources(), index = unit / sources();
       const int64_t g = index / rows(), group = args_.first_group + g, row = index % rows();
-      fft_.invert(
-          spectra() + ((g * vectors() * rows() + row) * sources() + source_row) * kComplex,
-          rows() * sources() * kComplex, row_);
+      const Spectra weights = weight_spectra(g);
+      fft_.invert(weights.at(0, row * sources() + source_row), weights.stride(), row_);
       const Taps taps = taps_of(group, args_.first_row + row, source_row);
       T* weight = static_cast<T*>(args_.operands.result) + taps.offset;
       T seen = 0;
@@ -215,11 +209,24 @@ class FftConv {
 
   int64_t sources() const { return plan_.source_rows; }
   int64_t rows() const { return args_.row_count; }
-  int64_t vectors() const { return fft_.vectors(); }
-  T* spectra() const { return static_cast<T*>(args_.spectra); }
-  T* input_spectra() const { return static_cast<T*>(args_.signals); }
-  T* grad_spectra() const {
-    return input_spectra() + args_.group_count * sources() * args_.block_count * vectors() * kComplex;
+
+  // `count` spectra side by side.
+  struct Spectra {
+    T* data;
+    int64_t count;
+
+    int64_t stride() const { return spectra_stride(count) * kComplex; }
+    T* at(int64_t vector, int64_t index) const { return data + vector * stride() + index * kComplex; }
+  };
+  Spectra of_group(T* data, int64_t g, int64_t count) const {
+    return {data + g * spectra_stride(count) * plan_.length, count};
+  }
+  Spectra weight_spectra(int64_t g) const { return of_group(static_cast<T*>(args_.spectra), g, rows() * sources()); }
+  Spectra input_spectra(int64_t g) const {
+    return of_group(static_cast<T*>(args_.signals), g, sources() * args_.block_count);
+  }
+  Spectra grad_spectra(int64_t g) const {
+    return of_group(input_spectra(args_.group_count).data, g, rows() * args_.block_count);
   }
 
   const Op op_;

@@ -9,22 +9,24 @@
 #include <new>
 #include <numbers>
 
+#include "cpu/scalar_inl.h"
+
 namespace conv1d_ext {
 namespace {
 
 // With fewer there is little to save, whatever the estimates say.
-constexpr int64_t kFewestTaps = 8;
+constexpr int64_t kFewestTaps = 6;
 constexpr int64_t kMostLength = int64_t{1} << 18;
 
 // In L2 caches. Memory for spectra that threads share: of weights, and backward_weight's of input and grad_output.
 constexpr int64_t kSpectra = 64, kSignals = 16;
 // A thread's spectra of blocks that are multiplied together, and how many of those at most: each vector of the weights'
-// spectra is read once for all of them.
-constexpr int64_t kTile = 2, kMostBlocks = 12;
+// spectra is read once for all of them. In the L2 cache, unless those of the weights are not either. (256 -> 256, k 41,
+// with 2, 6 and 12 blocks: 101, 50 and 42 ms; 4 -> 256, k 15, with 4 and 12: 10.5 and 12.3 ms.)
+constexpr int64_t kTile = 2, kLargeTile = 12, kMostBlocks = 12;
 // Of one block, at most.
 constexpr int64_t kMostTile = 16;
 
-int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
 int64_t balanced_block(int64_t total, int64_t limit) {
   return ceil_div(total, ceil_div(total, std::clamp<int64_t>(limit, 1, total)));
 }
@@ -38,18 +40,19 @@ struct FftPlanner {
   const FftUse use;
   const int64_t l2 = std::min<int64_t>(cache.l2, 1 << 20);
   const int64_t spectra_bytes = kSpectra * l2, signal_bytes = kSignals * l2;
-  const int64_t tile_bytes = kTile * l2, most_tile_bytes = kMostTile * l2;
+  const int64_t most_tile_bytes = kMostTile * l2;
   const int64_t in_per_group = p.in_channels / p.groups, out_per_group = p.out_channels / p.groups;
 
   // What follows estimates cycles, of vectors of any length alike: the figures are those of AVX-512
   // (benchmarks/NOTES.md).
 
-  // A transform of one row, there or back, with the copy between row and tensor. Of `taps` numbers the first levels are
-  // copies.
+  // A transform of one row, there or back, with the copy between row and tensor: by vectors, or one by one where the
+  // elements of a row lie apart. Of `taps` numbers the first levels are copies. backward_weight's spectra are kept.
   double transform(int64_t length, int64_t taps) const {
     const double vectors = double(length) / 2 / tile.lanes;  // of complex numbers
     const double levels = std::log2(std::min<double>(double(length) / 2, 2.0 * taps));
-    return vectors * (4.5 * levels + 12) * (length * sizes.storage > cache.l1 ? 1.2 : 1);
+    const double copy = (weights ? 44 : 24) + (p.stride > 1 || p.dilation > 1 ? 2.0 * tile.lanes : 0);
+    return vectors * (4.5 * levels + copy) * (length * sizes.storage > cache.l1 ? 1.2 : 1);
   }
 
   // Batch items to decide by. What an item gives must not depend on the batch that it is in, so it is as if it were
@@ -59,7 +62,7 @@ struct FftPlanner {
 
   double direct() const {
     const double products = items() * p.out_channels * in_per_group * p.kernel_size * p.out_length;
-    return products / tile.lanes * 1.1;
+    return products / tile.lanes * 1.1;  // the kernels reach 90 % of the peak
   }
 
   // Sets what depends on the length, and returns the cycles.
@@ -71,15 +74,17 @@ struct FftPlanner {
     const int64_t pairs = plan.source_rows * plan.result_rows, all_rows = plan.source_rows + plan.result_rows;
     int64_t groups = spectra_bytes / (pairs * row_bytes);
     if (weights) groups = std::min(groups, signal_bytes / (all_rows * row_bytes));
-    plan.group_block = balanced_block(p.groups, groups);
+    plan.most_groups = std::clamp<int64_t>(groups, 1, p.groups);
     plan.row_block = balanced_block(
         plan.result_rows,
         std::min(spectra_bytes / (plan.source_rows * row_bytes), most_tile_bytes / row_bytes - plan.source_rows));
     const int64_t tile_row_bytes = (plan.source_rows + plan.row_block) * row_bytes;
     if (tile_row_bytes > most_tile_bytes) return std::numeric_limits<double>::infinity();
-    plan.block_tile = weights ? signal_bytes / (plan.group_block * tile_row_bytes)
-                              : std::min(kMostBlocks, tile_bytes / tile_row_bytes);
-    plan.block_tile = std::clamp<int64_t>(plan.block_tile, 1, p.batch * plan.phases * plan.blocks);
+    const int64_t all_blocks = std::max<int64_t>(1, p.batch) * plan.phases * plan.blocks;
+    const bool far = plan.row_block * plan.source_rows * row_bytes > 2 * l2;  // spectra of weights, in no near cache
+    const int64_t tile_bytes = (far ? kLargeTile : kTile) * l2;
+    plan.block_tile = weights ? balanced_block(all_blocks, signal_bytes / (plan.most_groups * tile_row_bytes))
+                              : std::clamp<int64_t>(tile_bytes / tile_row_bytes, 1, std::min(kMostBlocks, all_blocks));
 
     const double blocks = double(plan.phases) * plan.blocks * items();
     const double signals = blocks * (plan.source_rows * ceil_div(plan.result_rows, plan.row_block) + plan.result_rows);
@@ -88,16 +93,18 @@ struct FftPlanner {
     const double batch = weights ? 1 : p.batch;
     plan.multiplications =
         p.groups * plan.length * (std::log2(plan.length / 2) * (pairs + batch * signals) + 2 * batch * pairs * blocks);
-    const double multiply = pairs * blocks * vectors * 4 * 1.2;
-    const double memory = pairs * vectors * 10;  // of spectra of weights: fresh memory, and far apart
+    // Vectors of the weights' spectra are written once, a spectrum's far apart, and read once for each tile.
+    const double write = far ? std::min(140.0, 20 * row_bytes / 2048.0) : 5, read = far ? 30 : 5;
+    const double tiles = std::ceil(blocks / plan.block_tile);
+    const double multiply = pairs * vectors * (4.4 * blocks + write + read * tiles);
     return p.groups * (pairs * transform(plan.length, weights ? plan.length : plan.taps) +
-                       signals * transform(plan.length, plan.length) + multiply + memory);
+                       signals * transform(plan.length, plan.length) + multiply);
   }
 
   FftPlan plan() const {
     FftPlan best{};
     const bool plain = !p.accumulate && !p.negate && sizes.storage == sizes.accumulate;
-    if (use == FftUse::kNever || !plain || (p.stride > 1 && p.dilation > 1)) return best;
+    if (use == FftUse::kNever || !plain || (p.stride > 1 && p.dilation > 1) || p.stride > p.kernel_size) return best;
     if (use == FftUse::kWhereFaster && p.kernel_size / p.stride < kFewestTaps) return best;
     FftPlan plan{};
     plan.taps = ceil_div(p.kernel_size, p.stride);
@@ -110,7 +117,8 @@ struct FftPlanner {
     const int64_t end = op == Op::kBackwardInput ? ceil_div(p.padding_left + p.in_length, plan.step)
                                                  : ceil_div(p.out_length, plan.phases);
     plan.elements = end - plan.first;
-    double least = use == FftUse::kWherePossible ? std::numeric_limits<double>::infinity() : direct();
+    // Estimates are off by some percent.
+    double least = use == FftUse::kWherePossible ? std::numeric_limits<double>::infinity() : direct() / 1.1;
     // Padding modes: the padding's share of input gradients remains with the direct kernel.
     const double edges = op == Op::kBackwardInput && p.padding_mode != PaddingMode::kZeros
                              ? direct() * (p.padding_left + p.padding_right) / p.in_length
@@ -128,13 +136,13 @@ struct FftPlanner {
     }
     if (best.length == 0) return best;
     const int64_t row_bytes = best.length * sizes.storage;
-    best.spectra_bytes = best.group_block * best.row_block * best.source_rows * row_bytes;
-    best.scratch_bytes = 4 * 64 + row_bytes;
-    if (op == Op::kBackwardWeight) {
-      best.signal_bytes = best.group_block * (best.source_rows + best.row_block) * best.block_tile * row_bytes;
-    } else {
-      best.scratch_bytes += (best.source_rows + best.row_block) * best.block_tile * row_bytes;
-    }
+    const auto bytes = [&](int64_t spectra) { return spectra_stride(spectra) * row_bytes; };
+    const int64_t sources = best.source_rows * best.block_tile, results = best.row_block * best.block_tile;
+    best.scratch_bytes = 4 * 64 + row_bytes + (weights ? 0 : bytes(sources) + bytes(results));
+    best.weight_bytes = bytes(best.row_block * best.source_rows);
+    best.signal_bytes = weights ? bytes(sources) + bytes(results) : 0;
+    // As many as stay in the L2 cache from pass to pass.
+    best.fewest_groups = std::clamp<int64_t>(l2 / (best.weight_bytes + best.signal_bytes), 1, best.most_groups);
     return best;
   }
 };

@@ -13,22 +13,24 @@
 namespace conv1d_ext {
 
 struct FftPlan {
-  int64_t length;          // N: real numbers in a transform; 0 where the direct kernels are taken
-  int64_t taps;            // J: of a row
-  int64_t source_rows;     // in a group: what is summed over. backward_weight: rows of the input
-  int64_t result_rows;     // in a group. backward_weight: of grad_output
-  int64_t phases;          // layers of their own: the dilation
-  int64_t step;            // positions of the input from element to element of a row
-  int64_t first;           // the element of a row that the first block begins with
-  int64_t elements;        // of a row, in all blocks
-  int64_t block;           // new elements in a transform: N - J + 1
-  int64_t blocks;          // in a row
-  int64_t group_block;     // groups, and
-  int64_t row_block;       // result rows of each, whose spectra are held at a time
-  int64_t block_tile;      // blocks that are multiplied together. backward_weight: whose spectra are held at a time
+  int64_t length;       // N: real numbers in a transform; 0 where the direct kernels are taken
+  int64_t taps;         // J: of a row
+  int64_t source_rows;  // in a group: what is summed over. backward_weight: rows of the input
+  int64_t result_rows;  // in a group. backward_weight: of grad_output
+  int64_t phases;       // layers of their own: the dilation
+  int64_t step;         // positions of the input from element to element of a row
+  int64_t first;        // the element of a row that the first block begins with
+  int64_t elements;     // of a row, in all blocks
+  int64_t block;        // new elements in a transform: N - J + 1
+  int64_t blocks;       // in a row
+  // Groups whose spectra are held at a time: the fewest that are worth a pass, and the most that memory allows. In
+  // between it is the number of threads that decides, since it changes no result.
+  int64_t fewest_groups, most_groups;
+  int64_t row_block;       // result rows of a group whose spectra of weights are held at a time
+  int64_t block_tile;      // blocks that are multiplied together; backward_weight: whose spectra are held at a time
   int64_t scratch_bytes;   // per thread
-  int64_t spectra_bytes;   // shared: spectra of weights, or of their gradients
-  int64_t signal_bytes;    // shared, backward_weight: spectra of input and grad_output
+  int64_t weight_bytes;    // shared, for each group held: spectra of weights, or of their gradients
+  int64_t signal_bytes;    // shared, for each group held, backward_weight: spectra of input and grad_output
   double multiplications;  // of real numbers, in all; the direct method has one for each tap
 };
 

@@ -46,11 +46,11 @@ struct FftOperands {
 struct FftArgs {
   FftOperands operands;
   const void* roots;  // fft_roots
-  void* spectra;      // plan.spectra_bytes, shared by all threads
-  void* signals;      // plan.signal_bytes, shared by all threads
+  void* spectra;      // plan.weight_bytes for each group of a pass, shared by all threads
+  void* signals;      // plan.signal_bytes for each group of a pass, shared by all threads
   uint8_t* alarms;    // set to 1 where a result is not finite; one for each batch item, backward_weight: one
 
-  // What this pass is for: groups, plan.group_block at most; result rows of each, plan.row_block at most.
+  // What this pass is for: groups, plan.most_groups at most; result rows of each, plan.row_block at most.
   int64_t first_group, group_count;
   int64_t first_row, row_count;
   int64_t first_block, block_count;  // backward_weight: of all [batch][phase][block], plan.block_tile at most

@@ -76,6 +76,10 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }   
 inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }  // b > 0
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// From vector to vector of so many spectra side by side: an odd number of them, so that not all lie in the same cache
+// sets. In spectra; memory for so many has that factor, too.
+inline int64_t spectra_stride(int64_t spectra) { return spectra | 1; }
+
 // First index of part i when `total` things are dealt into `parts` parts whose sizes differ by one at most.
 inline int64_t part_begin(int64_t total, int64_t parts, int64_t i) {
   return total / parts * i + min_of(i, total % parts);

@@ -172,7 +172,8 @@ class Layer {
     FftArgs args{};
     args.operands = operands;
     const FftPlan plan = fft_plan(op);
-    Fenced<char> spectra(plan.spectra_bytes, flush, 64), signals(plan.signal_bytes, flush, 64);
+    const int64_t groups = (plan.fewest_groups + plan.most_groups) / 2;
+    Fenced<char> spectra(groups * plan.weight_bytes, flush, 64), signals(groups * plan.signal_bytes, flush, 64);
     Fenced<uint8_t> alarms(std::max<int64_t>(p.batch, 1), flush);
     std::fill(alarms.begin(), alarms.end(), uint8_t{0});
     if constexpr (std::is_floating_point_v<T>) args.roots = fft_roots<T>(plan.length, tile_.lanes);
@@ -188,8 +189,8 @@ class Layer {
         if (!scratch.intact()) fences_intact_ = false;
       };
     };
-    for (args.first_group = 0; args.first_group < p.groups; args.first_group += plan.group_block) {
-      args.group_count = std::min(plan.group_block, p.groups - args.first_group);
+    for (args.first_group = 0; args.first_group < p.groups; args.first_group += groups) {
+      args.group_count = std::min(groups, p.groups - args.first_group);
       for (args.first_row = 0; args.first_row < plan.result_rows; args.first_row += plan.row_block) {
         args.row_count = std::min(plan.row_block, plan.result_rows - args.first_row);
         const int64_t pairs = args.group_count * args.row_count * plan.source_rows;
