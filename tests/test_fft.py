@@ -147,7 +147,7 @@ def test_is_chosen_where_it_is_faster(op: str) -> None:
     assert algorithm(16, 16, 512) == algorithm(64, 64, 128) == algorithm(1, 1, 4096) == "fft"
     assert algorithm(64, 64, 128, "float64") == algorithm(64, 64, 128, dilation=4) == "fft"
     assert algorithm(64, 64, 512, stride=4) == algorithm(64, 64, 1024, groups=64) == "fft"
-    assert "fft" not in {algorithm(64, 64, 3), algorithm(256, 256, 7), algorithm(64, 64, 9, groups=64)}
+    assert "fft" not in {algorithm(64, 64, 3), algorithm(256, 256, 5), algorithm(64, 64, 9, groups=64)}
     assert "fft" not in {algorithm(1, 257, 512, stride=256), algorithm(64, 64, 128, "bfloat16")}
     assert algorithm(64, 64, 128, accumulate=True) != "fft"  # a part of a complex product
 
@@ -193,4 +193,4 @@ def test_explained(capsys: pytest.CaptureFixture) -> None:
     rows = {line[:16].strip(): line[16:].split() for line in lines}
     assert rows["algorithm"] == ["fft"] * 3
     assert all(float(share) < 10 for share in rows["multiplications"] if share.endswith("%") for share in [share[:-1]])
-    assert rows["error"][0] == "2e-07"
+    assert rows["error"][0] == "3e-07"

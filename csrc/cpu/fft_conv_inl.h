@@ -26,7 +26,7 @@ class FftConv {
   void transform_weights(int64_t begin, int64_t end) const {
     // Sums over later elements of the source, as in the forward pass, take the conjugate; the factor M is taken out.
     const bool forward = op_ == Op::kForward;
-    const T sign = forward ? -1 : 1, scale = T{1} / (plan_.length / 2);
+    const T sign = forward ? -1 : 1, scale = T{2} / T(plan_.length);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t source_row = unit % sources(), index = unit / sources();
       const int64_t g = index / rows(), group = args_.first_group + g, row = index % rows();
@@ -100,7 +100,7 @@ class FftConv {
 
   // Work units: [group of the pass][row of the pass][source row].
   void store_taps(int64_t begin, int64_t end) const {
-    const T scale = T{1} / (plan_.length / 2);
+    const T scale = T{2} / T(plan_.length);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t source_row = unit % sources(), index = unit / sources();
       const int64_t g = index / rows(), group = args_.first_group + g, row = index % rows();

@@ -138,7 +138,7 @@ struct FftPlanner {
     const int64_t row_bytes = best.length * sizes.storage;
     const auto bytes = [&](int64_t spectra) { return spectra_stride(spectra) * row_bytes; };
     const int64_t sources = best.source_rows * best.block_tile, results = best.row_block * best.block_tile;
-    best.scratch_bytes = 4 * 64 + row_bytes + (weights ? 0 : bytes(sources) + bytes(results));
+    best.scratch_bytes = int64_t{4} * 64 + row_bytes + (weights ? 0 : bytes(sources) + bytes(results));
     best.weight_bytes = bytes(best.row_block * best.source_rows);
     best.signal_bytes = weights ? bytes(sources) + bytes(results) : 0;
     // As many as stay in the L2 cache from pass to pass.
@@ -174,7 +174,6 @@ int64_t fft_root_count(int64_t length, int64_t lanes) {
 template <class T>
 void fill_fft_roots(int64_t length, int64_t lanes, T* roots) {
   const int64_t vectors = length / 2 / lanes;
-  roots[0] = roots[1] = 0;
   for (int64_t blocks = 1; blocks < vectors; blocks *= 2) {
     for (int64_t b = 0; b < blocks; ++b) {
       const Root s = block_root(blocks, b);
@@ -217,7 +216,7 @@ const T* fft_roots(int64_t length, int64_t lanes) {
   std::atomic<const T*>& table = tables[std::bit_width(uint64_t(lanes))][std::bit_width(uint64_t(length))];
   if (const T* known = table.load(std::memory_order_acquire)) return known;
   constexpr std::align_val_t kLine{64};
-  T* made = new (kLine) T[fft_root_count(length, lanes)];
+  T* made = new (kLine) T[fft_root_count(length, lanes)]();
   fill_fft_roots(length, lanes, made);
   const T* other = nullptr;  // of a thread that was as early
   if (table.compare_exchange_strong(other, made, std::memory_order_acq_rel)) return made;
