@@ -46,13 +46,19 @@ struct FftPlanner {
   // What follows estimates cycles, of vectors of any length alike: the figures are those of AVX-512
   // (benchmarks/NOTES.md).
 
-  // A transform of one row, there or back, with the copy between row and tensor: by vectors, or one by one where the
-  // elements of a row lie apart. Of `taps` numbers the first levels are copies. backward_weight's spectra are kept.
+  // A transform of one row. Of `taps` numbers the first levels are copies.
   double transform(int64_t length, int64_t taps) const {
     const double vectors = double(length) / 2 / tile.lanes;  // of complex numbers
     const double levels = std::log2(std::min<double>(double(length) / 2, 2.0 * taps));
-    const double copy = (weights ? 44 : 24) + (p.stride > 1 || p.dilation > 1 ? 2.0 * tile.lanes : 0);
-    return vectors * (4.5 * levels + copy) * (length * sizes.storage > cache.l1 ? 1.2 : 1);
+    return vectors * 4.5 * levels * (length * sizes.storage > cache.l1 ? 1.2 : 1);
+  }
+
+  // The copy between a row and its tensor, by vectors, or one by one where the elements of a row lie apart. `memory`:
+  // for what has to come from there or go there. Results are written in runs of a few blocks, and backward_weight's
+  // spectra are kept (4 -> 768, k 15, is 1.2 times as fast by the direct kernels, its weight gradient 1.1 times).
+  double copy(int64_t length, double memory) const {
+    const double one_by_one = p.stride > 1 || p.dilation > 1 ? 2.0 * tile.lanes : 0;
+    return double(length) / 2 / tile.lanes * (memory + one_by_one);
   }
 
   // Batch items to decide by. What an item gives must not depend on the batch that it is in, so it is as if it were
@@ -87,18 +93,23 @@ struct FftPlanner {
                               : std::clamp<int64_t>(tile_bytes / tile_row_bytes, 1, std::min(kMostBlocks, all_blocks));
 
     const double blocks = double(plan.phases) * plan.blocks * items();
-    const double signals = blocks * (plan.source_rows * ceil_div(plan.result_rows, plan.row_block) + plan.result_rows);
+    const double sources = blocks * plan.source_rows * ceil_div(plan.result_rows, plan.row_block);
+    const double results = blocks * plan.result_rows;
     const double vectors = double(plan.length) / 2 / tile.lanes;
     // Each second number of a level is multiplied by a complex number, and in a product of spectra each.
     const double batch = weights ? 1 : p.batch;
     plan.multiplications =
-        p.groups * plan.length * (std::log2(plan.length / 2) * (pairs + batch * signals) + 2 * batch * pairs * blocks);
+        p.groups * plan.length *
+        (std::log2(plan.length / 2) * (pairs + batch * (sources + results)) + 2 * batch * pairs * blocks);
     // Vectors of the weights' spectra are written once, a spectrum's far apart, and read once for each tile.
     const double write = far ? std::min(140.0, 20 * row_bytes / 2048.0) : 5, read = far ? 30 : 5;
     const double tiles = std::ceil(blocks / plan.block_tile);
     const double multiply = pairs * vectors * (4.4 * blocks + write + read * tiles);
-    return p.groups * (pairs * transform(plan.length, weights ? plan.length : plan.taps) +
-                       signals * transform(plan.length, plan.length) + multiply);
+    const double signals = (sources + results) * transform(plan.length, plan.length) +
+                           sources * copy(plan.length, weights ? 52 : 24) +
+                           results * copy(plan.length, weights ? 52 : 68);
+    const double spectra = pairs * (transform(plan.length, weights ? plan.length : plan.taps) + copy(plan.length, 24));
+    return p.groups * (spectra + signals + multiply);
   }
 
   FftPlan plan() const {
