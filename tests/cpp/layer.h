@@ -76,6 +76,14 @@ class Layer {
   Plan plan(Op op) const { return make_plan(op, p, kernels_.sizes, tile_, cache); }
   FftPlan fft_plan(Op op) const { return make_fft_plan(op, p, kernels_.sizes, tile_, cache, FftUse::kWherePossible); }
 
+  // Whether there is time for it: transforms are long beside shapes as small as these, tiny caches make hundreds of
+  // passes, and a test of each unit alone takes the square of their number (tests/test_fft.py has all of them).
+  bool tests_fft(Op op) const {
+    const FftPlan plan = fft_plan(op);
+    const int64_t pairs = p.groups * plan.source_rows * plan.result_rows;
+    return plan.length > 0 && pairs <= 64 && cache.l2 == CacheSizes{}.l2;
+  }
+
   // Each fills `result`, which has the layout of the tensor of that name. With p.accumulate there is no bias, and the
   // result is added to.
   void forward(Fenced<T>& result, const Deal& deal) {

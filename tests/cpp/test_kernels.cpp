@@ -156,7 +156,7 @@ void test_layer(Layer<T>& layer, const ExactResults& exact) {
 // roundings: three for each of 2 * 18 levels, and one for each source row that is added up.
 template <class T, class Run>
 void check_fft(Layer<T>& layer, Op op, const char* name, const std::vector<Exact>& exact, Run run) {
-  if (layer.fft_plan(op).length == 0) return;
+  if (!layer.tests_fft(op)) return;
   Fenced<T> result(exact.size(), layer.flush);
   (layer.*run)(result, in_three_ranges);
   double largest = 0, error = 0, terms = 0;
@@ -244,10 +244,7 @@ int main(int argc, char** argv) {
               if (exact.grad_bias.empty()) exact = exact_results(layer);
               test_layer(layer, exact);
               if (shape.batch == 0) continue;
-              // Not every combination, for time: transforms are long beside shapes as small as these, and tiny caches
-              // make hundreds of passes (tests/test_fft.py has those).
-              const bool tiny = cache.l2 < CacheSizes{}.l2;
-              if (!accumulate && !tiny && channels_last == (flush == Flush::kBegin)) test_fft(layer, exact);
+              if (!accumulate) test_fft(layer, exact);
               for (const Op op : {Op::kForward, Op::kBackwardInput, Op::kBackwardWeight}) {
                 plans.push_back({op, layer.plan(op)});
               }

@@ -82,7 +82,7 @@ void test_layer(Layer<T>& layer) {
   check(&Layer<T>::backward_weight, layer.weight.size());
   check(&Layer<T>::backward_bias, layer.bias.size());
   const auto check_fft = [&](Op op, auto run, int64_t size) {
-    if (layer.cache.l2 == CacheSizes{}.l2 && layer.fft_plan(op).length > 0) check(run, size);
+    if (layer.tests_fft(op)) check(run, size);
   };
   check_fft(Op::kForward, &Layer<T>::forward_fft, layer.output.size());
   check_fft(Op::kBackwardInput, &Layer<T>::backward_input_fft, layer.input.size());
