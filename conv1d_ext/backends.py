@@ -17,7 +17,7 @@ class _Cpu:
     def allow_fft(self) -> bool:
         """Whether layers that are faster through the Fourier transform go through it. True unless it is set.
 
-        In float32 and float64, for kernels of about 10 taps and more; `explain` says for which layer. Its error is
+        In float32 and float64, for kernels of 6 taps and more; `explain` says for which layer. Its error is
         relative to the norm of a block of some hundred or thousand positions rather than to each output: it is below
         that of a long sum, but a quiet passage beside a loud one has the loud one's.
         """

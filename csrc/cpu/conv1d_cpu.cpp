@@ -10,7 +10,6 @@
 
 #include <array>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
 #include "checks.h"
