@@ -18,8 +18,12 @@ import conv1d_ext
 Engine = Callable[[int], Any]
 
 OURS = "conv1d_ext"
-DIRECT = "direct"  # conv1d_ext without the Fourier transform
-PEERS = ("torch", DIRECT, "torch.compile", "onnxruntime", "openvino")
+# conv1d_ext with other switches than it has by default.
+VARIANTS = {
+    "direct": {"allow_fft": False, "allow_toom_cook": False},
+    "toom-cook": {"allow_toom_cook": True},
+}
+PEERS = ("torch", *VARIANTS, "torch.compile", "onnxruntime", "openvino")
 _NEEDS = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 
 
@@ -33,16 +37,16 @@ def missing_packages(peer: str) -> list[str]:
 
 
 def supports(peer: str, mode: str, dtype: torch.dtype, device: str) -> bool:
-    if peer in ("torch", DIRECT):
+    if peer == "torch" or peer in VARIANTS:
         return True
     return mode == "forward" and (not has_own_threads(peer) or (dtype == torch.float32 and device == "cpu"))
 
 
-def directly(engine: Engine) -> Engine:
-    """Without the Fourier transform."""
+def variant(peer: str, engine: Engine) -> Engine:
+    """The engine, with the switches of a variant."""
 
     def run(i: int) -> Any:
-        with conv1d_ext.backends.cpu.flags(allow_fft=False):
+        with conv1d_ext.backends.cpu.flags(**VARIANTS[peer]):
             return engine(i)
 
     return run

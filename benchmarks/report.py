@@ -15,7 +15,7 @@ from rich.table import Table
 import conv1d_ext
 from conv1d_ext import _C
 
-from .peers import OURS
+from .peers import OURS, VARIANTS
 from .result import Result
 
 LEGEND = (
@@ -38,7 +38,9 @@ def table(title: str, results: Sequence[Result], all_results: Iterable[Result]) 
     peers = list(dict.fromkeys(peer for result in results for peer in result.ratios))
     on_cpu = _cpu_seconds(all_results) if results[0].device != "cpu" else {}
     table = Table(title=title)
-    columns = ["MFLOP", "ms", "GFLOP/s", "of limit", *(f"x {peer}" for peer in peers), "error", "torch's error"]
+    others = [peer for peer in peers if peer in VARIANTS] + ["torch"]
+    columns = ["MFLOP", "ms", "GFLOP/s", "of limit", *(f"x {peer}" for peer in peers)]
+    columns += ["error", *(f"{other}'s error" for other in others)]
     table.add_column("layer", overflow="fold")
     for column in columns + ["x CPU"] * bool(on_cpu):
         table.add_column(column, justify="right")
@@ -50,8 +52,7 @@ def table(title: str, results: Sequence[Result], all_results: Iterable[Result]) 
             f"{result.speed / 1e9:.1f}",
             f"{share:.0%} {limited_by}",
             *(_ratio(result.ratios.get(peer)) for peer in peers),
-            f"{result.errors[OURS]:.0e}",
-            f"{result.errors['torch']:.0e}",
+            *(f"{result.errors[name]:.0e}" for name in (OURS, *others)),
         ]
         if on_cpu:
             cpu_seconds = on_cpu.get((result.layer, result.dtype, result.mode))

@@ -24,7 +24,7 @@ class Result:
     seconds: dict[str, float]  # by engine, for one call: the median
     ratios: dict[str, float]  # by peer: how many times as long as conv1d_ext it takes
     memory_share: float  # the same of COPY
-    errors: dict[str, float]  # of torch and conv1d_ext, as Workload.errors has them
+    errors: dict[str, float]  # as Workload.errors has them
     peak: float | None  # FLOP/s of FMAs on registers alone, with these threads; None on a GPU
     failures: dict[str, str]  # by peer: why it could not take part
 

@@ -35,15 +35,15 @@ class Workload:
 
     def peer_engine(self, peer: str, threads: int) -> Engine:
         """Raises what the peer raises where it cannot compute the layer."""
-        if peer == peers.DIRECT:
-            return peers.directly(self.our_engine())
+        if peer in peers.VARIANTS:
+            return peers.variant(peer, self.our_engine())
         if self.mode == "forward":
             return peers.peer_forward(peer, self.stock, self.inputs, threads)
         return self._engine(self.stock, self.inputs, self.cotangents)
 
     @cached_property
     def errors(self) -> dict[str, float]:
-        """The largest of torch and conv1d_ext, relative to the largest element, against torch in float64.
+        """The largest of torch, conv1d_ext and its variants, relative to the largest element, against torch in float64.
 
         So in float64 torch's is 0, and conv1d_ext's says how far the two are apart.
         """
@@ -51,8 +51,10 @@ class Workload:
         exactly = [[tensor.detach().to("cpu", torch.float64) for tensor in tensors] for tensors in operands]
         exactly[0][0].requires_grad_(self.mode == "training")
         expected = self._engine(copy.deepcopy(self.stock).to("cpu", torch.float64), *exactly)(0)
-        modules = {"torch": self.stock, OURS: self.ours}
-        return {name: _error(self._engine(module, *operands)(0), expected) for name, module in modules.items()}
+        ours = self._engine(self.ours, *operands)
+        engines = {"torch": self._engine(self.stock, *operands), OURS: ours}
+        engines |= {name: peers.variant(name, ours) for name in peers.VARIANTS}
+        return {name: _error(engine(0), expected) for name, engine in engines.items()}
 
     def _engine(self, module: nn.Module, inputs: list[Tensor], cotangents: list[Tensor]) -> Engine:
         return peers.forward(module, inputs) if self.mode == "forward" else peers.training(module, inputs, cotangents)

@@ -18,10 +18,10 @@
 #include <chrono>
 #include <map>
 
+#include "allowed.h"
 #include "checks.h"
 #include "conv1d.h"
 #include "cpu/isa.h"
-#include "cpu/plan.h"
 
 namespace conv1d_ext {
 namespace {
@@ -190,13 +190,15 @@ void use_isa(const std::string& name) {
   TORCH_CHECK_VALUE(set_isa(isa), "this CPU or build has no ", name);
 }
 
-constexpr const char* kFftUses[] = {"never", "where faster", "where possible"};  // FftUse
-void use_fft(const std::string& name) {
-  for (const FftUse use : {FftUse::kNever, FftUse::kWhereFaster, FftUse::kWherePossible}) {
-    if (name == kFftUses[int(use)]) return set_fft_use(use);
+constexpr const char* kUses[] = {"never", "where faster", "where possible"};  // Use
+Use parse_use(const std::string& name) {
+  for (const Use use : {Use::kNever, Use::kWhereFaster, Use::kWherePossible}) {
+    if (name == kUses[int(use)]) return use;
   }
   TORCH_CHECK_VALUE(false, "expected never, where faster or where possible, but got '", name, "'");
 }
+void use_fft(const std::string& name) { set_fft_use(parse_use(name)); }
+void use_toom_cook(const std::string& name) { set_toom_cook_use(parse_use(name)); }
 
 // conv1d_ext/_load.py reads this in the file, before it lets the loader have it.
 [[gnu::used]] const char kBuiltFor[] = "conv1d_ext built for torch " TORCH_VERSION;
@@ -239,8 +241,8 @@ py::dict plan(
   problem.weight = {in_channels / groups * kernel_size, kernel_size, 1};
   problem.accumulate = accumulate;
   const TileShape& tile = dtype == "float64" ? table.tile_double : table.tile_float;
-  const Plan plan = make_plan(ops.at(op_name), problem, kernels.at(dtype)->sizes, tile, cache_sizes());
-  const FftPlan fft = make_fft_plan(ops.at(op_name), problem, kernels.at(dtype)->sizes, tile, cache_sizes(), fft_use());
+  const auto [plan, fft, toom_cook] =
+      make_plans(ops.at(op_name), problem, kernels.at(dtype)->sizes, tile, cache_sizes(), allowed_uses());
   py::dict fields;
   if (fft.length > 0) {
     fields["algorithm"] = "fft";
@@ -251,6 +253,19 @@ py::dict plan(
     fields["multiplications"] = fft.multiplications;
     fields["scratch_bytes"] = fft.scratch_bytes;
     fields["shared_bytes"] = fft.most_groups * (fft.weight_bytes + fft.signal_bytes);
+    return fields;
+  }
+  if (toom_cook.taps > 0) {
+    fields["algorithm"] = "toom-cook";
+    fields["taps"] = toom_cook.taps;
+    fields["chunks"] = toom_cook.chunks;
+    fields["batch_block"] = toom_cook.batch_block;
+    fields["quad_block"] = toom_cook.quad_block;
+    fields["channel_block"] = toom_cook.channel_block;
+    fields["multiplications"] = toom_cook.multiplications;
+    fields["reduction_chunks"] = std::max<int64_t>(1, toom_cook.reduction_chunks);
+    fields["scratch_bytes"] = toom_cook.scratch_bytes;
+    fields["shared_bytes"] = toom_cook.packed_bytes + toom_cook.partial_bytes;
     return fields;
   }
   fields["algorithm"] = algorithm_name(plan.algorithm);
@@ -305,8 +320,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cache_sizes", [] { return std::pair(cache_sizes().l1, cache_sizes().l2); }, "Bytes of L1 and L2 per core.");
   m.def(
       "set_cache_sizes", [](int64_t l1, int64_t l2) { set_cache_sizes({l1, l2}); }, "For tests: plan for such caches.");
-  m.def("fft_use", [] { return std::string(kFftUses[int(fft_use())]); }, "Where convolutions go through the FFT.");
+  m.def("fft_use", [] { return std::string(kUses[int(fft_use())]); }, "Where convolutions go through the FFT.");
   m.def("set_fft_use", torch::wrap_pybind_function(&use_fft), "'never', 'where faster', for tests 'where possible'.");
+  m.def("toom_cook_use", [] { return std::string(kUses[int(toom_cook_use())]); }, "The same of Toom-Cook's algorithm.");
+  m.def("set_toom_cook_use", torch::wrap_pybind_function(&use_toom_cook), "As set_fft_use.");
   m.def("fma_peak", &fma_peak, "Measures the GFLOP/s of float32 FMAs on one core.");
   m.def(
       "plan", torch::wrap_pybind_function(&plan), "The kernels' plan for a problem with contiguous operands.",

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <vector>
 
+#include "allowed.h"
 #include "checks.h"
 #include "conv1d.h"
 #include "cpu/isa.h"
@@ -48,11 +49,6 @@ bool covered(const at::Tensor& a, const at::Tensor& b) {
          a.layout() == at::kStrided && b.layout() == at::kStrided;
 }
 
-struct Plans {
-  Plan direct;
-  FftPlan fft;  // of length 0 where `direct` is faster
-};
-
 // The plans, remembered: models call the same layers over and over, and a plan takes longer than the smallest of them.
 template <Op op>
 const Plans& plans_for(const Conv1dProblem& problem, const Kernels& kernels) {
@@ -60,19 +56,19 @@ const Plans& plans_for(const Conv1dProblem& problem, const Kernels& kernels) {
     Conv1dProblem problem;
     const KernelSet* kernels;
     CacheSizes cache;
-    FftUse fft_use;
+    Uses uses;
   };
   thread_local Known known{};
   thread_local Plans plans{};
   const CacheSizes cache = cache_sizes();
-  const FftUse use = fft_use();
+  const Uses uses = allowed_uses();
   // Byte by byte: where padding between the members differs, the plan is made once more.
   // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison)
   if (known.kernels != &kernels.run || std::memcmp(&known.problem, &problem, sizeof problem) != 0 ||
-      std::memcmp(&known.cache, &cache, sizeof cache) != 0 || known.fft_use != use) {
-    plans.direct = make_plan(op, problem, kernels.run.sizes, kernels.tile, cache);
-    plans.fft = make_fft_plan(op, problem, kernels.run.sizes, kernels.tile, cache, use);
-    known = {problem, &kernels.run, cache, use};
+      std::memcmp(&known.cache, &cache, sizeof cache) != 0 || known.uses.fft != uses.fft ||
+      known.uses.toom_cook != uses.toom_cook) {
+    plans = make_plans(op, problem, kernels.run.sizes, kernels.tile, cache, uses);
+    known = {problem, &kernels.run, cache, uses};
   }
   return plans;
 }
@@ -189,7 +185,7 @@ void run_direct(const Kernels& kernels, const Conv1dProblem& problem, BackwardWe
 
 // A call through the Fourier transform: its memory, and its passes. Returns the alarms.
 std::vector<uint8_t> run_fft(
-    Op op, const Kernels& kernels, const Conv1dProblem& problem, const FftPlan& plan, const FftOperands& operands) {
+    Op op, const Kernels& kernels, const Conv1dProblem& problem, const FftPlan& plan, const Operands& operands) {
   FftArgs args{};
   args.operands = operands;
   const int64_t blocks = problem.batch * plan.phases * plan.blocks;
@@ -237,6 +233,51 @@ std::vector<uint8_t> run_fft(
   return alarms;
 }
 
+// The same through Toom-Cook's algorithm.
+std::vector<uint8_t> run_toom_cook(
+    Op op, const Kernels& kernels, const Conv1dProblem& problem, const ToomCookPlan& plan, const Operands& operands) {
+  const ToomCookKernels& toom_cook = kernels.run.toom_cook[plan.taps - 2];
+  const at::DataPtr packed_weight = allocate(plan.packed_bytes), partial_sums = allocate(plan.partial_bytes);
+  std::vector<uint8_t> alarms(op == Op::kBackwardWeight ? 1 : problem.batch);
+  ToomCookArgs args{};
+  args.operands = operands;
+  args.packed_weight = packed_weight.get();
+  args.partial_sums = partial_sums.get();
+  args.alarms = alarms.data();
+  const auto pass = [&](ToomCookPass kernel, int64_t units, double work) {
+    for_ranges(units, work, [&](int64_t begin, int64_t end) {
+      kernel(op, problem, plan, args, scratch_memory(plan.scratch_bytes), begin, end);
+    });
+  };
+  if (op == Op::kBackwardWeight) {
+    pass(toom_cook.sum_products, plan.units, plan.multiplications);
+    if (plan.reduction_chunks > 1) {
+      Plan sum{};
+      sum.reduction_chunks = plan.reduction_chunks;
+      const BackwardWeightArgs sum_args{operands.weight, operands.source, operands.result, partial_sums.get()};
+      for_ranges(problem.out_channels, plan.partial_bytes / sizeof(float), [&](int64_t begin, int64_t end) {
+        kernels.run.backward_weight_sum(problem, sum, sum_args, begin, end);
+      });
+    }
+    return alarms;
+  }
+  const int64_t tiles = problem.groups * plan.row_tiles;
+  for (args.first_tile = 0; args.first_tile < tiles; args.first_tile += plan.pass_tiles) {
+    args.tile_count = std::min(plan.pass_tiles, tiles - args.first_tile);
+    pass(toom_cook.transform_weights, args.tile_count, plan.packed_bytes);
+    pass(toom_cook.multiply_blocks, plan.units * args.tile_count, plan.multiplications);
+  }
+  return alarms;
+}
+
+// Through the transform that the plans choose.
+std::vector<uint8_t> run_transformed(
+    Op op, const Kernels& kernels, const Conv1dProblem& problem, const Plans& plans, const Operands& operands) {
+  return plans.fft.length > 0 ? run_fft(op, kernels, problem, plans.fft, operands)
+                              : run_toom_cook(op, kernels, problem, plans.toom_cook, operands);
+}
+bool is_direct(const Plans& plans) { return plans.fft.length == 0 && plans.toom_cook.taps == 0; }
+
 // Computes the batch items that have an alarm again. at(n): the arguments for batch item n.
 template <class ArgsAt>
 void mend_items(const Kernels& kernels, Conv1dProblem problem, const std::vector<uint8_t>& alarms, const ArgsAt& at) {
@@ -247,10 +288,10 @@ void mend_items(const Kernels& kernels, Conv1dProblem problem, const std::vector
 }
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, const ForwardArgs& args) {
-  const FftPlan plan = plans_for<Op::kForward>(problem, kernels).fft;
-  if (plan.length == 0) return run_direct(kernels, problem, args);
+  const Plans plans = plans_for<Op::kForward>(problem, kernels);
+  if (is_direct(plans)) return run_direct(kernels, problem, args);
   const std::vector<uint8_t> alarms =
-      run_fft(Op::kForward, kernels, problem, plan, {args.input, args.weight, args.bias, args.output});
+      run_transformed(Op::kForward, kernels, problem, plans, {args.input, args.weight, args.bias, args.output});
   mend_items(kernels, problem, alarms, [&](int64_t n) {
     ForwardArgs item = args;
     item.input = static_cast<const char*>(args.input) + n * problem.input.batch * kernels.run.sizes.storage;
@@ -261,9 +302,9 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, const ForwardArgs
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs args) {
   const Plans plans = plans_for<Op::kBackwardInput>(problem, kernels);
-  if (plans.fft.length == 0) return run_direct(kernels, problem, args);
-  const std::vector<uint8_t> alarms = run_fft(
-      Op::kBackwardInput, kernels, problem, plans.fft, {args.grad_output, args.weight, nullptr, args.grad_input});
+  if (is_direct(plans)) return run_direct(kernels, problem, args);
+  const std::vector<uint8_t> alarms = run_transformed(
+      Op::kBackwardInput, kernels, problem, plans, {args.grad_output, args.weight, nullptr, args.grad_input});
   if (plans.direct.edge_units > 0) {
     const at::DataPtr packed = pack_weights(kernels.run.pack_backward_input, problem, plans.direct, &args);
     add_edges(kernels, problem, plans.direct, args);
@@ -278,10 +319,10 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs
 }
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, const BackwardWeightArgs& args) {
-  const FftPlan plan = plans_for<Op::kBackwardWeight>(problem, kernels).fft;
-  if (plan.length == 0) return run_direct(kernels, problem, args);
-  const std::vector<uint8_t> alarms =
-      run_fft(Op::kBackwardWeight, kernels, problem, plan, {args.input, args.grad_output, nullptr, args.grad_weight});
+  const Plans plans = plans_for<Op::kBackwardWeight>(problem, kernels);
+  if (is_direct(plans)) return run_direct(kernels, problem, args);
+  const std::vector<uint8_t> alarms = run_transformed(
+      Op::kBackwardWeight, kernels, problem, plans, {args.input, args.grad_output, nullptr, args.grad_weight});
   if (alarms[0]) run_direct(kernels, problem, args);
 }
 

@@ -37,7 +37,7 @@ struct FftPlanner {
   const ElementSizes sizes;
   const TileShape& tile;
   const CacheSizes cache;
-  const FftUse use;
+  const Use use;
   const int64_t l2 = std::min<int64_t>(cache.l2, 1 << 20);
   const int64_t spectra_bytes = kSpectra * l2, signal_bytes = kSignals * l2;
   const int64_t most_tile_bytes = kMostTile * l2;
@@ -115,8 +115,8 @@ struct FftPlanner {
   FftPlan plan() const {
     FftPlan best{};
     const bool plain = !p.accumulate && !p.negate && sizes.storage == sizes.accumulate;
-    if (use == FftUse::kNever || !plain || (p.stride > 1 && p.dilation > 1) || p.stride > p.kernel_size) return best;
-    if (use == FftUse::kWhereFaster && p.kernel_size / p.stride < kFewestTaps) return best;
+    if (use == Use::kNever || !plain || (p.stride > 1 && p.dilation > 1) || p.stride > p.kernel_size) return best;
+    if (use == Use::kWhereFaster && p.kernel_size / p.stride < kFewestTaps) return best;
     FftPlan plan{};
     plan.taps = ceil_div(p.kernel_size, p.stride);
     plan.phases = p.dilation;
@@ -129,7 +129,7 @@ struct FftPlanner {
                                                  : ceil_div(p.out_length, plan.phases);
     plan.elements = end - plan.first;
     // Estimates are off by some percent.
-    double least = use == FftUse::kWherePossible ? std::numeric_limits<double>::infinity() : direct() / 1.1;
+    double least = use == Use::kWherePossible ? std::numeric_limits<double>::infinity() : direct() / 1.1;
     // Padding modes: the padding's share of input gradients remains with the direct kernel.
     const double edges = op == Op::kBackwardInput && p.padding_mode != PaddingMode::kZeros
                              ? direct() * (p.padding_left + p.padding_right) / p.in_length
@@ -140,7 +140,7 @@ struct FftPlanner {
       plan.length = length;
       const double cycles = cost(plan) + edges;
       if (cycles < least) {
-        least = cycles;
+        least = plan.cycles = cycles;
         best = plan;
       }
       if (plan.blocks == 1) break;
@@ -206,18 +206,18 @@ void fill_fft_roots(int64_t length, int64_t lanes, T* roots) {
   }
 }
 
-std::atomic<FftUse>& chosen_use() {
-  static std::atomic<FftUse> use{FftUse::kWhereFaster};
+std::atomic<Use>& chosen_use() {
+  static std::atomic<Use> use{Use::kWhereFaster};
   return use;
 }
 
 }  // namespace
 
-FftUse fft_use() { return chosen_use().load(std::memory_order_relaxed); }
-void set_fft_use(FftUse use) { chosen_use().store(use, std::memory_order_relaxed); }
+Use fft_use() { return chosen_use().load(std::memory_order_relaxed); }
+void set_fft_use(Use use) { chosen_use().store(use, std::memory_order_relaxed); }
 
 FftPlan make_fft_plan(
-    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, FftUse use) {
+    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use) {
   return FftPlanner{op, problem, sizes, tile, cache, use}.plan();
 }
 

@@ -32,18 +32,14 @@ struct FftPlan {
   int64_t weight_bytes;    // shared, for each group held: spectra of weights, or of their gradients
   int64_t signal_bytes;    // shared, for each group held, backward_weight: spectra of input and grad_output
   double multiplications;  // of real numbers, in all; the direct method has one for each tap
+  double cycles;           // as estimated, of vector FMAs at the peak
 };
 
-enum class FftUse {
-  kNever,
-  kWhereFaster,
-  kWherePossible,  // for tests
-};
-FftUse fft_use();  // of this process
-void set_fft_use(FftUse use);
+Use fft_use();  // of this process
+void set_fft_use(Use use);
 
 FftPlan make_fft_plan(
-    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, FftUse use);
+    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use);
 
 // The table for transforms of `length` numbers with vectors of `lanes`: the roots s of fft_inl.h. First those of blocks
 // of at least two vectors, at 2 * (blocks + b) for block b of so many; then, for each group of `lanes` blocks of one

@@ -5,6 +5,7 @@
 
 #include "cpu/fft_plan.h"
 #include "cpu/plan.h"
+#include "cpu/toom_cook_plan.h"
 #include "problem.h"
 
 namespace conv1d_ext {
@@ -36,7 +37,8 @@ struct BackwardBiasArgs {
   void* grad_bias;
 };
 
-struct FftOperands {
+// Of the algorithms that are one code for several operators.
+struct Operands {
   const void* source;  // forward: input, backward_input: grad_output, backward_weight: input
   const void* weight;  // backward_weight: grad_output
   const void* bias;    // forward; may be null
@@ -44,7 +46,7 @@ struct FftOperands {
 };
 
 struct FftArgs {
-  FftOperands operands;
+  Operands operands;
   const void* roots;  // fft_roots
   void* spectra;      // plan.weight_bytes for each group of a pass, shared by all threads
   void* signals;      // plan.signal_bytes for each group of a pass, shared by all threads
@@ -62,6 +64,23 @@ using FftPass =
 struct FftKernels {
   FftPass transform_weights, multiply_blocks;               // forward and backward_input
   FftPass transform_signals, multiply_signals, store_taps;  // backward_weight
+};
+
+struct ToomCookArgs {
+  Operands operands;
+  void* packed_weight;  // plan.packed_bytes, shared by all threads
+  void* partial_sums;   // plan.partial_bytes, shared by all threads
+  uint8_t* alarms;      // as in FftArgs
+
+  int64_t first_tile, tile_count;  // what this pass is for: row tiles of all groups, plan.pass_tiles at most
+};
+
+// Convolution through Toom-Cook's algorithm (toom_cook_conv_inl.h, which says what the work units are).
+using ToomCookPass = void (*)(
+    Op, const Conv1dProblem&, const ToomCookPlan&, const ToomCookArgs&, void* scratch, int64_t begin, int64_t end);
+struct ToomCookKernels {
+  ToomCookPass transform_weights, multiply_blocks;  // forward and backward_input
+  ToomCookPass sum_products;                        // backward_weight
 };
 
 // The kernels of one storage type.
@@ -88,7 +107,8 @@ struct KernelSet {
   void (*backward_weight_sum)(const Conv1dProblem&, const Plan&, const BackwardWeightArgs&, int64_t begin, int64_t end);
   void (*backward_bias)(const Conv1dProblem&, const BackwardBiasArgs&, int64_t begin, int64_t end);
 
-  FftKernels fft;  // of types that are computed as they are stored
+  FftKernels fft;                // of types that are computed as they are stored
+  ToomCookKernels toom_cook[4];  // of float; for plan.taps = 2..5
 };
 
 struct KernelTable {

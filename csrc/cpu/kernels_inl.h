@@ -15,6 +15,8 @@
 #include "cpu/backward_weight_inl.h"
 #include "cpu/fft_inl.h"
 #include "cpu/fft_conv_inl.h"
+#include "cpu/toom_cook_inl.h"
+#include "cpu/toom_cook_conv_inl.h"
 #include "cpu/peak_inl.h"
 
 namespace conv1d_ext {
@@ -46,9 +48,7 @@ void backward_input(
 
 template <class Storage>
 constexpr KernelSet kernel_set() {
-  FftKernels fft{};
-  if constexpr (kStoredAsComputed<Storage>) fft = fft_kernels<Storage>();
-  return {
+  KernelSet set{
       {sizeof(Storage), sizeof(Acc<Storage>), kPair<Storage>},
       pack_forward<Storage>,
       pack_backward_input<Storage>,
@@ -59,7 +59,16 @@ constexpr KernelSet kernel_set() {
       backward_weight_panel<Storage>,
       backward_weight_sum<Storage>,
       backward_bias<Storage>,
-      fft};
+      {},
+      {}};
+  if constexpr (kStoredAsComputed<Storage>) set.fft = fft_kernels<Storage>();
+  if constexpr (kStoredAsComputed<Storage> && sizeof(Storage) == sizeof(float)) {
+    set.toom_cook[0] = toom_cook_kernels<2>();
+    set.toom_cook[1] = toom_cook_kernels<3>();
+    set.toom_cook[2] = toom_cook_kernels<4>();
+    set.toom_cook[3] = toom_cook_kernels<5>();
+  }
+  return set;
 }
 
 constexpr KernelTable make_kernel_table() {

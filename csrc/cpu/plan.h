@@ -13,6 +13,13 @@ struct TileShape {
   int64_t lanes, rows, accumulators;
 };
 
+// Where an algorithm is taken that the direct kernels can do without.
+enum class Use {
+  kNever,
+  kWhereFaster,
+  kWherePossible,  // for tests
+};
+
 enum class Op { kForward, kBackwardInput, kBackwardWeight };
 
 enum class Algorithm {

@@ -43,6 +43,22 @@ inline F32 sub(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline F64 sub(F64 a, F64 b) { return {_mm256_sub_pd(a.v, b.v)}; }
 inline F32 mul(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline F64 mul(F64 a, F64 b) { return {_mm256_mul_pd(a.v, b.v)}; }
+// The elements of a and b taken turn by turn, and the reverse.
+inline void split(F32 a, F32 b, F32* even, F32* odd) {
+  const __m256 low = _mm256_permute2f128_ps(a.v, b.v, 0x20), high = _mm256_permute2f128_ps(a.v, b.v, 0x31);
+  *even = {_mm256_shuffle_ps(low, high, 0x88)};
+  *odd = {_mm256_shuffle_ps(low, high, 0xdd)};
+}
+inline void zip(F32 even, F32 odd, F32* a, F32* b) {
+  const __m256 low = _mm256_unpacklo_ps(even.v, odd.v), high = _mm256_unpackhi_ps(even.v, odd.v);
+  *a = {_mm256_permute2f128_ps(low, high, 0x20)};
+  *b = {_mm256_permute2f128_ps(low, high, 0x31)};
+}
+// The elements of a from the second on, then the first of b.
+inline F32 shift_in(F32 a, F32 b) {
+  const __m256i middle = _mm256_castps_si256(_mm256_permute2f128_ps(a.v, b.v, 0x21));
+  return {_mm256_castsi256_ps(_mm256_alignr_epi8(middle, _mm256_castps_si256(a.v), 4))};
+}
 inline float sum(F32 a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));

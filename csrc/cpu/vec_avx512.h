@@ -62,6 +62,21 @@ inline F32 sub(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F64 sub(F64 a, F64 b) { return {_mm512_sub_pd(a.v, b.v)}; }
 inline F32 mul(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F64 mul(F64 a, F64 b) { return {_mm512_mul_pd(a.v, b.v)}; }
+// The elements of a and b taken turn by turn, and the reverse.
+inline void split(F32 a, F32 b, F32* even, F32* odd) {
+  const __m512i first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  *even = {_mm512_permutex2var_ps(a.v, first, b.v)};
+  *odd = {_mm512_permutex2var_ps(a.v, _mm512_add_epi32(first, _mm512_set1_epi32(1)), b.v)};
+}
+inline void zip(F32 even, F32 odd, F32* a, F32* b) {
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  *a = {_mm512_permutex2var_ps(even.v, first, odd.v)};
+  *b = {_mm512_permutex2var_ps(even.v, _mm512_add_epi32(first, _mm512_set1_epi32(8)), odd.v)};
+}
+// The elements of a from the second on, then the first of b.
+inline F32 shift_in(F32 a, F32 b) {
+  return {_mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(b.v), _mm512_castps_si512(a.v), 1))};
+}
 inline float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
 inline double sum(F64 a) { return _mm512_reduce_add_pd(a.v); }
 

@@ -43,6 +43,17 @@ inline F32 sub(F32 a, F32 b) { return {a.v - b.v}; }
 inline F64 sub(F64 a, F64 b) { return {a.v - b.v}; }
 inline F32 mul(F32 a, F32 b) { return {a.v * b.v}; }
 inline F64 mul(F64 a, F64 b) { return {a.v * b.v}; }
+// The elements of a and b taken turn by turn, and the reverse.
+inline void split(F32 a, F32 b, F32* even, F32* odd) {
+  *even = {Floats{a.v[0], a.v[2], b.v[0], b.v[2]}};
+  *odd = {Floats{a.v[1], a.v[3], b.v[1], b.v[3]}};
+}
+inline void zip(F32 even, F32 odd, F32* a, F32* b) {
+  *a = {Floats{even.v[0], odd.v[0], even.v[1], odd.v[1]}};
+  *b = {Floats{even.v[2], odd.v[2], even.v[3], odd.v[3]}};
+}
+// The elements of a from the second on, then the first of b.
+inline F32 shift_in(F32 a, F32 b) { return {Floats{a.v[1], a.v[2], a.v[3], b.v[0]}}; }
 inline float sum(F32 a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 inline double sum(F64 a) { return a.v[0] + a.v[1]; }
 

@@ -64,6 +64,8 @@ struct Memory {
 using Units = std::function<void(int64_t begin, int64_t end)>;
 using Deal = std::function<void(int64_t count, Memory shared, const Units& units)>;
 
+enum class Transform { kFft, kToomCook };
+
 template <class T>
 class Layer {
  public:
@@ -74,11 +76,15 @@ class Layer {
   }
 
   Plan plan(Op op) const { return make_plan(op, p, kernels_.sizes, tile_, cache); }
-  FftPlan fft_plan(Op op) const { return make_fft_plan(op, p, kernels_.sizes, tile_, cache, FftUse::kWherePossible); }
+  FftPlan fft_plan(Op op) const { return make_fft_plan(op, p, kernels_.sizes, tile_, cache, Use::kWherePossible); }
+  ToomCookPlan toom_cook_plan(Op op) const {
+    return make_toom_cook_plan(op, p, kernels_.sizes, tile_, cache, Use::kWherePossible);
+  }
 
-  // Whether there is time for it: transforms are long beside shapes as small as these, tiny caches make hundreds of
-  // passes, and a test of each unit alone takes the square of their number (tests/test_fft.py has all of them).
-  bool tests_fft(Op op) const {
+  // Whether the algorithm has the layer, and there is time for it: Fourier transforms are long beside shapes as small as
+  // these, and tiny caches make hundreds of passes (tests/test_fft.py has all of them).
+  bool tests(Transform transform, Op op) const {
+    if (transform == Transform::kToomCook) return toom_cook_plan(op).taps > 0;
     const FftPlan plan = fft_plan(op);
     const int64_t pairs = p.groups * plan.source_rows * plan.result_rows;
     return plan.length > 0 && pairs <= 64 && cache.l2 == CacheSizes{}.l2;
@@ -139,16 +145,20 @@ class Layer {
         deal, p.out_channels, result, [&](int64_t begin, int64_t end) { kernels_.backward_bias(p, args, begin, end); });
   }
 
-  // The same through the Fourier transform, where fft_plan has a length. Padding modes: not the padding's share of the
-  // input gradient.
-  void forward_fft(Fenced<T>& result, const Deal& deal) {
-    run_fft(Op::kForward, {input.data(), weight.data(), bias.data(), result.data()}, result, deal);
-  }
-  void backward_input_fft(Fenced<T>& result, const Deal& deal) {
-    run_fft(Op::kBackwardInput, {output.data(), weight.data(), nullptr, result.data()}, result, deal);
-  }
-  void backward_weight_fft(Fenced<T>& result, const Deal& deal) {
-    run_fft(Op::kBackwardWeight, {input.data(), output.data(), nullptr, result.data()}, result, deal);
+  // The same through a transform that tests() has. Padding modes: not the padding's share of the input gradient.
+  void transformed(Transform transform, Op op, Fenced<T>& result, const Deal& deal) {
+    Operands operands{input.data(), weight.data(), bias.data(), result.data()};
+    if (op == Op::kBackwardInput) operands = {output.data(), weight.data(), nullptr, result.data()};
+    if (op == Op::kBackwardWeight) operands = {input.data(), output.data(), nullptr, result.data()};
+    Fenced<uint8_t> alarms(std::max<int64_t>(p.batch, 1), flush);
+    std::fill(alarms.begin(), alarms.end(), uint8_t{0});
+    if (transform == Transform::kFft) {
+      run_fft(op, operands, alarms.data(), result, deal);
+    } else {
+      run_toom_cook(op, operands, alarms.data(), result, deal);
+    }
+    for (const uint8_t alarm : alarms) fences_intact_ = fences_intact_ && alarm == 0;
+    fences_intact_ = fences_intact_ && alarms.intact();
   }
 
   bool intact() { return fences_intact_ && input.intact() && weight.intact() && bias.intact() && output.intact(); }
@@ -176,27 +186,19 @@ class Layer {
     deal(count, {reinterpret_cast<char*>(shared.data()), shared.bytes()}, units);
   }
 
-  void run_fft(Op op, const FftOperands& operands, Fenced<T>& result, const Deal& deal) {
+  void run_fft(Op op, const Operands& operands, uint8_t* alarms, Fenced<T>& result, const Deal& deal) {
     FftArgs args{};
     args.operands = operands;
     const FftPlan plan = fft_plan(op);
     const int64_t groups = (plan.fewest_groups + plan.most_groups) / 2;
     Fenced<char> spectra(groups * plan.weight_bytes, flush, 64), signals(groups * plan.signal_bytes, flush, 64);
-    Fenced<uint8_t> alarms(std::max<int64_t>(p.batch, 1), flush);
-    std::fill(alarms.begin(), alarms.end(), uint8_t{0});
     if constexpr (std::is_floating_point_v<T>) args.roots = fft_roots<T>(plan.length, tile_.lanes);
     args.spectra = spectra.data();
     args.signals = signals.data();
-    args.alarms = alarms.data();
+    args.alarms = alarms;
     const FftKernels& fft = kernels_.fft;
     const int64_t blocks = p.batch * plan.phases * plan.blocks;
-    const auto units = [&](FftPass kernel) -> Units {
-      return [=, this, &plan, &args](int64_t begin, int64_t end) {
-        Fenced<char> scratch(plan.scratch_bytes, flush, 64);
-        kernel(op, p, plan, args, scratch.data(), begin, end);
-        if (!scratch.intact()) fences_intact_ = false;
-      };
-    };
+    const auto units = [&](FftPass kernel) { return pass_units(kernel, op, plan, args); };
     for (args.first_group = 0; args.first_group < p.groups; args.first_group += groups) {
       args.group_count = std::min(groups, p.groups - args.first_group);
       for (args.first_row = 0; args.first_row < plan.result_rows; args.first_row += plan.row_block) {
@@ -216,8 +218,42 @@ class Layer {
         pass(deal, pairs, result, units(fft.store_taps));
       }
     }
-    for (const uint8_t alarm : alarms) fences_intact_ = fences_intact_ && alarm == 0;
-    fences_intact_ = fences_intact_ && spectra.intact() && signals.intact() && alarms.intact();
+    fences_intact_ = fences_intact_ && spectra.intact() && signals.intact();
+  }
+
+  void run_toom_cook(Op op, const Operands& operands, uint8_t* alarms, Fenced<T>& result, const Deal& deal) {
+    const ToomCookPlan plan = toom_cook_plan(op);
+    const ToomCookKernels& toom_cook = kernels_.toom_cook[plan.taps - 2];
+    Fenced<char> packed(plan.packed_bytes, flush, 64);
+    Fenced<T> partial_sums(plan.partial_bytes / sizeof(T), flush);
+    ToomCookArgs args{operands, packed.data(), partial_sums.data(), alarms, 0, 0};
+    const auto units = [&](ToomCookPass kernel) { return pass_units(kernel, op, plan, args); };
+    if (op == Op::kBackwardWeight) {
+      const bool in_parts = plan.reduction_chunks > 1;
+      pass(deal, plan.units, in_parts ? partial_sums : result, units(toom_cook.sum_products));
+      Plan sum{};
+      sum.reduction_chunks = plan.reduction_chunks;
+      const BackwardWeightArgs sum_args{operands.weight, operands.source, operands.result, partial_sums.data()};
+      pass(deal, in_parts ? p.out_channels : 0, result, [&](int64_t begin, int64_t end) {
+        kernels_.backward_weight_sum(p, sum, sum_args, begin, end);
+      });
+    }
+    const int64_t tiles = op == Op::kBackwardWeight ? 0 : p.groups * plan.row_tiles;
+    for (; args.first_tile < tiles; args.first_tile += plan.pass_tiles) {
+      args.tile_count = std::min(plan.pass_tiles, tiles - args.first_tile);
+      pass(deal, args.tile_count, packed, units(toom_cook.transform_weights));
+      pass(deal, plan.units * args.tile_count, result, units(toom_cook.multiply_blocks));
+    }
+    fences_intact_ = fences_intact_ && packed.intact() && partial_sums.intact();
+  }
+
+  template <class Kernel, class TransformPlan, class Args>
+  Units pass_units(Kernel kernel, Op op, const TransformPlan& plan, const Args& args) {
+    return [=, this, &plan, &args](int64_t begin, int64_t end) {
+      Fenced<char> scratch(plan.scratch_bytes, flush, 64);
+      kernel(op, p, plan, args, scratch.data(), begin, end);
+      if (!scratch.intact()) fences_intact_ = false;
+    };
   }
 
   // Each range gets scratch memory of its own, which holds NaN before.

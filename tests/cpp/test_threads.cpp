@@ -64,11 +64,7 @@ const Deal kDeals[] = {on_threads, each_alone};
 
 template <class T>
 void test_layer(Layer<T>& layer) {
-  const auto check = [&](auto op, int64_t size) {
-    const auto run = [&](Fenced<T>& result, const Deal& deal) {
-      if (layer.p.accumulate) layer.randomize(result, 9);
-      (layer.*op)(result, deal);
-    };
+  const auto check_run = [&](const auto& run, int64_t size) {
     Fenced<T> expected(size, Flush::kEnd);
     run(expected, in_one_go);
     for (const Deal& deal : kDeals) {
@@ -77,17 +73,27 @@ void test_layer(Layer<T>& layer) {
       CHECK(std::memcmp(result.data(), expected.data(), result.bytes()) == 0);
     }
   };
+  const auto check = [&](auto op, int64_t size) {
+    const auto run = [&](Fenced<T>& result, const Deal& deal) {
+      if (layer.p.accumulate) layer.randomize(result, 9);
+      (layer.*op)(result, deal);
+    };
+    check_run(run, size);
+  };
   check(&Layer<T>::forward, layer.output.size());
   check(&Layer<T>::backward_input, layer.input.size());
   check(&Layer<T>::backward_weight, layer.weight.size());
   check(&Layer<T>::backward_bias, layer.bias.size());
 #ifdef __SANITIZE_THREAD__  // each unit alone takes long here: its scratch memory is filled with NaN, and large
-  const auto check_fft = [&](Op op, auto run, int64_t size) {
-    if (layer.tests_fft(op)) check(run, size);
+  const auto check_transform = [&](Op op, int64_t size) {
+    for (const Transform transform : {Transform::kFft, Transform::kToomCook}) {
+      const auto run = [&](Fenced<T>& result, const Deal& deal) { layer.transformed(transform, op, result, deal); };
+      if (layer.tests(transform, op)) check_run(run, size);
+    }
   };
-  check_fft(Op::kForward, &Layer<T>::forward_fft, layer.output.size());
-  check_fft(Op::kBackwardInput, &Layer<T>::backward_input_fft, layer.input.size());
-  check_fft(Op::kBackwardWeight, &Layer<T>::backward_weight_fft, layer.weight.size());
+  check_transform(Op::kForward, layer.output.size());
+  check_transform(Op::kBackwardInput, layer.input.size());
+  check_transform(Op::kBackwardWeight, layer.weight.size());
 #endif
 }
 
@@ -103,6 +109,7 @@ int main(int argc, char** argv) {
       const Conv1dProblem problem = make_problem(shape, accumulate, accumulate);
       for (const CacheSizes cache : {CacheSizes{}, kTinyCaches}) {
         for_each_type(kernel_table(isa), [&](const KernelSet& kernels, const TileShape& tile, auto type) {
+          if (isa == Isa::kAvx512Bf16 && !std::is_same_v<decltype(type), BFloat16>) return;  // those of AVX-512
           Layer<decltype(type)> layer(kernels, tile, problem, cache, Flush::kEnd);
           test_layer(layer);
         });

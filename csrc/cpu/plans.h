@@ -1,0 +1,24 @@
+// The algorithm of a call: a pure function of the problem and of what the caller allows.
+#pragma once
+
+#include "cpu/fft_plan.h"
+#include "cpu/plan.h"
+#include "cpu/toom_cook_plan.h"
+
+namespace conv1d_ext {
+
+struct Plans {
+  Plan direct;
+  // At most one of these is taken; where neither is, `direct`.
+  FftPlan fft;
+  ToomCookPlan toom_cook;
+};
+
+struct Uses {
+  Use fft, toom_cook;
+};
+
+Plans make_plans(
+    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Uses uses);
+
+}  // namespace conv1d_ext

@@ -1,0 +1,174 @@
+// Toom-Cook's algorithm for four sums of r products, F(4, r), with r + 3 multiplications instead of 4 r:
+//   y[i] = sum over k of w[k] x[i + k],  i < 4, k < r
+// is the transpose of a product of polynomials, which is known by its values at r + 3 points: transform x, transform w,
+// multiply number by number, transform back. All transforms are linear, so sums over channels (and over chunks of taps)
+// are taken of the products, and only what they add up to is transformed back.
+//
+// The points are pairs a, -a, whose transforms share their even and odd parts; 0, where r is odd; and infinity. With
+//   M(x) = x^z product of (x^2 - a^2),  z = 1 if 0 is a point, else 0,
+// x is multiplied by the coefficients of M(x) / (x - point), w by point^k / M'(point), and y[i] by point^i.
+#pragma once
+
+namespace conv1d_ext {
+namespace {
+
+constexpr int kToomCookOutputs = 4, kFewestToomCookTaps = 2, kMostToomCookTaps = 5;
+
+// The a of the pairs. Of all sets of eighths up to 3 those with the least error, or close to it (float32, 64 and 1024
+// channels of normal numbers): 3e-7 and 5e-7 of the norm for 2 taps, 4e-7 and 6e-7 for 3, 5e-7 and 1.0e-6 for 4,
+// 7e-7 and 1.3e-6 for 5. With the customary 1, 2, 1/2, ... it is 1.2 to 1.6 times as much.
+template <int kTaps>
+constexpr double kToomCookPairs[] = {0};
+template <>
+constexpr double kToomCookPairs<2>[] = {0.5, 1.25};
+template <>
+constexpr double kToomCookPairs<3>[] = {0.625, 1.5};
+template <>
+constexpr double kToomCookPairs<4>[] = {0.25, 0.75, 2};
+template <>
+constexpr double kToomCookPairs<5>[] = {0.5, 1, 2};
+
+// The numbers of a transform in the order of planes: a, -a for each pair, 0, infinity.
+template <int kTaps>
+class ToomCook {
+ public:
+  using T = float;
+  static constexpr int kPlanes = kTaps + 3;
+
+  static void transform_source(const Vec<T> (&x)[kPlanes], Vec<T> (&out)[kPlanes]) {
+#pragma GCC unroll 8
+    for (int a = 0; a < kPairs; ++a) {
+      Vec<T> high = x[kZero + 2 * kPairs - 1], low = x[kZero + 2 * kPairs - 2];
+#pragma GCC unroll 8
+      for (int m = 0; m < kPairs - 1; ++m) {
+        high = fma(broadcast(k.other_pairs[a][m]), x[kZero + 2 * m + 1], high);
+        low = fma(broadcast(k.other_pairs[a][m]), x[kZero + 2 * m], low);
+      }
+      out[2 * a] = fma(broadcast(k.power[a][1]), low, high);
+      out[2 * a + 1] = fnma(broadcast(k.power[a][1]), low, high);
+    }
+    Vec<T> at_zero = x[2 * kPairs], at_infinity = x[kPlanes - 1];
+#pragma GCC unroll 8
+    for (int m = 0; m < kPairs; ++m) {
+      at_zero = fma(broadcast(k.pairs[m]), x[2 * m], at_zero);
+      at_infinity = fma(broadcast(k.pairs[m]), x[kZero + 2 * m], at_infinity);
+    }
+    if (kZero) out[2 * kPairs] = at_zero;
+    out[kPlanes - 1] = at_infinity;
+  }
+
+  // The taps of a row of weights; those that are none are zero.
+  static void transform_taps(const Vec<T> (&w)[kTaps], Vec<T> (&out)[kPlanes]) {
+#pragma GCC unroll 8
+    for (int a = 0; a < kPairs; ++a) {
+      Vec<T> even = mul(broadcast(k.weight[a][0]), w[0]), odd = mul(broadcast(k.weight[a][1]), w[1]);
+#pragma GCC unroll 8
+      for (int t = 2; t < kTaps; ++t) {
+        Vec<T>& part = t % 2 == 0 ? even : odd;
+        part = fma(broadcast(k.weight[a][t]), w[t], part);
+      }
+      out[2 * a] = add(even, odd);
+      out[2 * a + 1] = kZero ? sub(even, odd) : sub(odd, even);
+    }
+    if (kZero) out[2 * kPairs] = mul(broadcast(k.weight_at_zero), w[0]);
+    out[kPlanes - 1] = w[kTaps - 1];
+  }
+
+  // From products to sums.
+  static void invert(const Vec<T> (&in)[kPlanes], Vec<T> (&y)[kToomCookOutputs]) {
+    Vec<T> even = add(in[0], in[1]), odd = sub(in[0], in[1]);
+    y[0] = kZero ? add(in[2 * kPairs], even) : even;
+    y[1] = mul(broadcast(k.power[0][1]), odd);
+    y[2] = mul(broadcast(k.power[0][2]), even);
+    y[3] = fma(broadcast(k.power[0][3]), odd, in[kPlanes - 1]);
+#pragma GCC unroll 8
+    for (int a = 1; a < kPairs; ++a) {
+      even = add(in[2 * a], in[2 * a + 1]);
+      odd = sub(in[2 * a], in[2 * a + 1]);
+      y[0] = add(y[0], even);
+      y[1] = fma(broadcast(k.power[a][1]), odd, y[1]);
+      y[2] = fma(broadcast(k.power[a][2]), even, y[2]);
+      y[3] = fma(broadcast(k.power[a][3]), odd, y[3]);
+    }
+  }
+
+  // Gradients: the transposes of the last two. Of four sums:
+  static void transform_grad(const Vec<T> (&g)[kToomCookOutputs], Vec<T> (&out)[kPlanes]) {
+#pragma GCC unroll 8
+    for (int a = 0; a < kPairs; ++a) {
+      const Vec<T> even = fma(broadcast(k.power[a][2]), g[2], g[0]);
+      const Vec<T> odd = fma(broadcast(k.power[a][3]), g[3], mul(broadcast(k.power[a][1]), g[1]));
+      out[2 * a] = add(even, odd);
+      out[2 * a + 1] = sub(even, odd);
+    }
+    if (kZero) out[2 * kPairs] = g[0];
+    out[kPlanes - 1] = g[3];
+  }
+
+  // ... and to taps.
+  static void invert_taps(const Vec<T> (&in)[kPlanes], Vec<T> (&w)[kTaps]) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kTaps; ++t) {
+      Vec<T> total = t == kTaps - 1 ? in[kPlanes - 1] : broadcast(T{0});
+#pragma GCC unroll 8
+      for (int a = 0; a < kPairs; ++a) {
+        const bool adds = (t % 2 == 0) == kZero;
+        const Vec<T> both = adds ? add(in[2 * a], in[2 * a + 1]) : sub(in[2 * a], in[2 * a + 1]);
+        total = fma(broadcast(k.weight[a][t]), both, total);
+      }
+      w[t] = kZero && t == 0 ? fma(broadcast(k.weight_at_zero), in[2 * kPairs], total) : total;
+    }
+  }
+
+ private:
+  static constexpr int kPairs = (kPlanes - 1) / 2;
+  static constexpr bool kZero = kPlanes % 2 == 0;
+
+  struct Constants {
+    T power[kPairs][4];             // a^i
+    T other_pairs[kPairs][kPairs];  // product of (x^2 - b^2) for all b but a: the coefficient of x^(2m)
+    T pairs[kPairs + 1];            // the same for all b
+    T weight[kPairs][kTaps];        // a^k / M'(a)
+    T weight_at_zero;
+  };
+
+  static constexpr Constants constants() {
+    Constants c{};
+    const auto& points = kToomCookPairs<kTaps>;
+    // The coefficients of the product of (x^2 - b^2) for all pairs but `omitted`.
+    const auto product = [&](int omitted, double (&coefficient)[kPairs + 1]) {
+      for (double& value : coefficient) value = 0;
+      coefficient[0] = 1;
+      for (int b = 0; b < kPairs; ++b) {
+        if (b == omitted) continue;
+        for (int m = kPairs; m >= 0; --m) {
+          coefficient[m] = (m > 0 ? coefficient[m - 1] : 0) - points[b] * points[b] * coefficient[m];
+        }
+      }
+    };
+    double all[kPairs + 1] = {};
+    product(-1, all);
+    for (int m = 0; m <= kPairs; ++m) c.pairs[m] = T(all[m]);
+    c.weight_at_zero = T(1 / all[0]);
+    for (int a = 0; a < kPairs; ++a) {
+      double others[kPairs + 1] = {};
+      product(a, others);
+      double slope = 2 * points[a] * (kZero ? points[a] : 1), value = 0;  // M'(a)
+      for (int m = kPairs - 1; m >= 0; --m) {
+        c.other_pairs[a][m] = T(others[m]);
+        value = value * points[a] * points[a] + others[m];
+      }
+      slope *= value;
+      double power = 1;
+      for (int i = 0; i < 4 || i < kTaps; ++i, power *= points[a]) {
+        if (i < 4) c.power[a][i] = T(power);
+        if (i < kTaps) c.weight[a][i] = T(power / slope);
+      }
+    }
+    return c;
+  }
+  static constexpr Constants k = constants();
+};
+
+}  // namespace
+}  // namespace conv1d_ext

@@ -1,0 +1,230 @@
+#include "cpu/toom_cook_plan.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "cpu/scalar_inl.h"
+
+namespace conv1d_ext {
+namespace {
+
+constexpr int64_t kOutputs = 4;
+
+// Of transformed weights, or of partial sums, which threads share: with the scratch memory of one they stay below 4 MiB,
+// as with the direct kernels.
+constexpr int64_t kMostPackedBytes = 3 << 20, kMostPartialBytes = 2 << 20;
+
+// Longer kernels are the Fourier transform's.
+constexpr int64_t kMostTaps = 128;
+
+// Quads that a block of a row has more for the chunks of a kernel, at most.
+constexpr int64_t kLongestHalo = 512;
+
+int64_t balanced_block(int64_t total, int64_t limit, int64_t multiple) {
+  const int64_t blocks = std::max<int64_t>(1, ceil_div(total, std::max<int64_t>(1, limit)));
+  return std::max<int64_t>(multiple, round_up(ceil_div(total, blocks), multiple));
+}
+
+struct ToomCookPlanner {
+  const Op op;
+  const Conv1dProblem& p;
+  const ElementSizes sizes;
+  const TileShape& tile;
+  const CacheSizes cache;
+  const Use use;
+  const bool weights = op == Op::kBackwardWeight;
+  const int64_t in_per_group = p.in_channels / p.groups, out_per_group = p.out_channels / p.groups;
+  const int64_t channels = op == Op::kBackwardInput ? out_per_group : in_per_group;
+  const int64_t rows = op == Op::kBackwardInput ? in_per_group : out_per_group;
+  const int64_t result_length = op == Op::kBackwardInput ? p.in_length : p.out_length;
+  const int64_t tile_columns = tile.accumulators / tile.rows * tile.lanes;
+  const int64_t l2 = std::min<int64_t>(cache.l2, 1 << 20) / int64_t{sizeof(float)};  // in elements
+  const bool near = p.dilation <= tile.lanes;  // rows are taken apart in groups of `dilation` quads
+
+  int64_t halo(const ToomCookPlan& plan) const { return (plan.chunks - 1) * p.dilation; }
+
+  // The transform with the fewest products; of two such, that of fewer planes, since its error is less.
+  void choose_transform(ToomCookPlan& plan) const {
+    const int64_t taps = p.kernel_size;
+    plan.taps = std::min<int64_t>(taps, 4);
+    plan.chunks = ceil_div(taps, 4);
+    if (taps % 4 == 1 && 8 * (plan.chunks - 1) < 7 * plan.chunks) {
+      plan.taps = 5;
+      --plan.chunks;
+    }
+    plan.planes = plan.taps + 3;
+  }
+
+  // Blocks of quads of about `limit`, and batch items side by side where rows are shorter. `fits(quads)`: whether the
+  // memory for so many, halo included, does.
+  template <class Fits>
+  void choose_quads(ToomCookPlan& plan, int64_t limit, const Fits& fits) const {
+    const int64_t multiple = near && p.dilation > 1 ? p.dilation : tile.lanes;
+    plan.quad_block = balanced_block(plan.quads, limit, multiple);
+    plan.quad_blocks = ceil_div(plan.quads, plan.quad_block);
+    plan.item_pitch = plan.quad_block + halo(plan);
+    plan.batch_block = 1;
+    if (plan.quad_blocks == 1) {
+      plan.quad_block = plan.quads;
+      plan.item_pitch = plan.quads + halo(plan);
+      plan.batch_block = std::clamp<int64_t>(limit / plan.item_pitch, 1, std::max<int64_t>(1, p.batch));
+      while (plan.batch_block > 1 && !fits(plan.batch_block * plan.item_pitch)) --plan.batch_block;
+    }
+    const int64_t line = 64 / int64_t{sizeof(float)};
+    plan.panel_width = (ceil_div(plan.batch_block * plan.item_pitch + tile.lanes, line) | 1) * line;
+    plan.quad_width = round_up(plan.quad_block + halo(plan) + 2 * tile.lanes, tile.lanes) + tile.lanes;
+    plan.line_elements = kOutputs * (plan.quad_width + tile.lanes);
+  }
+
+  void finish(ToomCookPlan& plan) const {
+    const int64_t elements = plan.panel_elements + plan.sum_elements + plan.grad_elements + plan.line_elements +
+                             plan.gathered_rows * plan.quad_width + plan.slab_elements;
+    plan.scratch_bytes = int64_t{9} * 64 + elements * int64_t{sizeof(float)} +
+                         (2 * plan.step_table + plan.row_table) * int64_t{sizeof(int64_t)};
+  }
+
+  // What follows counts vector FMAs, or the time of one, like fft_plan.cpp.
+
+  // Vectors of a row of quads, with what each block has more.
+  double vectors(const ToomCookPlan& plan, int64_t more) const {
+    return double(plan.quad_blocks) * ceil_div(plan.quad_block + more, tile.lanes);
+  }
+  // Rows taken apart run by run, where the dilation is longer than a vector, cost more.
+  double gather_cost(const ToomCookPlan& plan) const {
+    return p.dilation == 1 ? 40 : near ? 30 + 10.0 * tile.lanes / p.dilation : 40 + 12.0 * plan.planes;
+  }
+
+  void plan_rows(ToomCookPlan& plan) const {
+    // Five eighths of the L2 cache for the panel, of two register tiles of columns if they fit, at least of one, or as
+    // much as the halo, which is transformed again for each block.
+    const int64_t budget = l2 * 5 / 8;
+    const auto fits = [&](int64_t quads) { return channels * plan.planes * quads <= budget; };
+    int64_t limit = 2 * tile_columns;
+    if (!fits(limit + halo(plan))) limit = tile_columns;
+    choose_quads(plan, std::max(limit, halo(plan)), fits);
+    const int64_t most_channels = budget / (plan.planes * (plan.quad_block + halo(plan)));
+    plan.part_channels = balanced_block(channels, std::min(most_channels, kLongestPart / plan.chunks), 1);
+    const int64_t channel_elements = plan.planes * plan.panel_width;
+    const int64_t parts = budget / channel_elements / plan.part_channels;
+    // The panel's rows are a little longer than the quads in it, so that a whole one may take a little more.
+    plan.channel_block = channels * channel_elements <= budget * 5 / 4
+                             ? channels
+                             : balanced_block(channels, parts * plan.part_channels, plan.part_channels);
+    const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + plan.quad_block;
+    plan.sum_width = round_up(columns, tile.lanes) + tile.lanes;
+    plan.row_tiles = ceil_div(rows, tile.rows);
+    const int64_t tile_sums = tile.rows * plan.planes * plan.sum_width;
+    plan.tile_block = std::clamp<int64_t>(plan.channel_block < channels ? l2 / 4 / tile_sums : 1, 1, plan.row_tiles);
+    plan.panel_elements = std::max(
+        plan.channel_block * channel_elements + 64,
+        kMostPackTiles * ((kTapStep + p.kernel_size) * tile.rows + kPackSlack));
+    plan.sum_elements = plan.tile_block * tile_sums;
+    plan.gathered_rows = near ? kOutputs : plan.planes;
+    plan.step_table = std::min(plan.channel_block, plan.part_channels) * plan.chunks;
+    const int64_t tile_bytes = tile.rows * channels * plan.chunks * plan.planes * int64_t{sizeof(float)};
+    const int64_t tiles = p.groups * plan.row_tiles, most = kMostPackedBytes / tile_bytes;
+    if (most == 0) {
+      plan.cycles = std::numeric_limits<double>::infinity();
+      return;
+    }
+    plan.pass_tiles = balanced_block(tiles, most, 1);
+    plan.packed_bytes = plan.pass_tiles * tile_bytes;
+    plan.units = ceil_div(p.batch, plan.batch_block) * plan.quad_blocks;
+
+    // By one batch item: results must not depend on the batch.
+    const double products = double(rows) * channels * plan.chunks * plan.planes;
+    const int64_t held = plan.channel_block >= channels ? plan.pass_tiles : std::min(plan.tile_block, plan.pass_tiles);
+    const double fills = std::max(1.0, double(plan.row_tiles) / held);
+    const double edges = op == Op::kBackwardInput && p.padding_mode != PaddingMode::kZeros
+                             ? direct() * (p.padding_left + p.padding_right) / p.in_length
+                             : 0;
+    plan.cycles = edges + p.groups * (products * vectors(plan, 0) * 1.08 + products / tile.lanes * 10 +
+                                      fills * channels * vectors(plan, halo(plan)) * (gather_cost(plan) + 25) +
+                                      rows * vectors(plan, 0) * (gather_cost(plan) + 25));
+    plan.multiplications = p.groups * (products * p.batch * plan.quads);
+  }
+
+  void plan_weights(ToomCookPlan& plan) const {
+    // Sums of a block of weights in three eighths of the L2 cache, square, but for whole tiles of columns; panel and
+    // transformed grad_output in half of it.
+    const int64_t sums = l2 * 3 / 8, side = std::sqrt(double(sums) / plan.planes / plan.chunks);
+    plan.out_block = balanced_block(rows, std::max(tile_columns, side), tile.lanes);
+    plan.channel_block = balanced_block(channels, sums / (plan.planes * plan.chunks * plan.out_block), 1);
+    const int64_t l1_quads = cache.l1 * 3 / 4 / int64_t{sizeof(float)} / std::min(plan.out_block, tile_columns);
+    plan.reduction_block = std::max<int64_t>(32, l1_quads);
+    const auto fits = [&](int64_t quads) {
+      return plan.planes * (plan.channel_block * quads + plan.out_block * quads) <= l2 / 2;
+    };
+    int64_t limit = plan.reduction_block;
+    while (limit > 2 * tile.lanes && !fits(limit + halo(plan))) limit -= tile.lanes;
+    const int64_t most_channels = l2 / 2 / (plan.planes * (limit + halo(plan)));
+    plan.channel_block = balanced_block(channels, std::min(plan.channel_block, most_channels), 1);
+    choose_quads(plan, limit, fits);
+    plan.panel_elements = std::max(
+        plan.channel_block * plan.planes * plan.panel_width + 64, (kTapStep + p.kernel_size) * plan.out_block + 64);
+    plan.row_table = plan.channel_block * plan.chunks;
+    plan.sum_elements = plan.planes * plan.row_table * plan.out_block;
+    plan.step_table = plan.batch_block * plan.quad_block;
+    plan.grad_elements = plan.planes * plan.step_table * plan.out_block;
+    plan.gathered_rows = std::max(kOutputs * tile.lanes, plan.planes);
+    plan.slab_elements = kOutputs * plan.quad_width * tile.lanes + 64;
+    const int64_t blocks = p.groups * ceil_div(rows, plan.out_block) * ceil_div(channels, plan.channel_block);
+    const int64_t steps = ceil_div(p.batch, plan.batch_block) * plan.quad_blocks;
+    const int64_t result_bytes = p.out_channels * in_per_group * p.kernel_size * int64_t{sizeof(float)};
+    // As of the direct kernel: at least 4 visits of the sums in each chunk.
+    plan.reduction_chunks =
+        std::max<int64_t>(1, std::min({ceil_div(16, blocks), steps / 4, kMostPartialBytes / result_bytes}));
+    plan.partial_bytes = plan.reduction_chunks == 1 ? 0 : plan.reduction_chunks * result_bytes;
+    plan.units = plan.reduction_chunks * blocks;
+
+    const double products = double(rows) * channels * plan.chunks * plan.planes, items = p.batch;
+    const double quads = items * plan.quads / tile.lanes;
+    plan.cycles =
+        p.groups *
+        (products * quads * 1.2 + products / tile.lanes * 10 * plan.reduction_chunks +
+         channels * items * vectors(plan, halo(plan)) * (gather_cost(plan) + 25) * ceil_div(rows, plan.out_block) +
+         rows * items * vectors(plan, 0) * (gather_cost(plan) + 60) * ceil_div(channels, plan.channel_block));
+    plan.multiplications = p.groups * (products * p.batch * plan.quads);
+  }
+
+  double direct() const {
+    const double products = double(p.out_channels) * in_per_group * p.kernel_size * p.out_length;
+    return (weights ? p.batch : 1) * products / tile.lanes * 1.1;  // the kernels reach 90 % of the peak
+  }
+
+  ToomCookPlan plan() const {
+    ToomCookPlan plan{};
+    const bool plain =
+        !p.accumulate && !p.negate && sizes.storage == sizeof(float) && sizes.accumulate == sizes.storage;
+    if (use == Use::kNever || !plain || p.stride != 1 || p.kernel_size < 2 || p.kernel_size > kMostTaps) return plan;
+    // Fewer have nothing to share a transform with.
+    if (use == Use::kWhereFaster && std::min(rows, channels) < 8) return plan;
+    choose_transform(plan);
+    if (halo(plan) > kLongestHalo) return {};
+    const int64_t length = weights ? p.out_length : result_length;
+    plan.quads = ceil_div(length, kOutputs * p.dilation) * p.dilation;
+    weights ? plan_weights(plan) : plan_rows(plan);
+    finish(plan);
+    const bool taken = use == Use::kWherePossible ? std::isfinite(plan.cycles) : plan.cycles < direct() / 1.1;
+    return taken ? plan : ToomCookPlan{};
+  }
+};
+
+std::atomic<Use>& chosen_use() {
+  static std::atomic<Use> use{Use::kNever};
+  return use;
+}
+
+}  // namespace
+
+Use toom_cook_use() { return chosen_use().load(std::memory_order_relaxed); }
+void set_toom_cook_use(Use use) { chosen_use().store(use, std::memory_order_relaxed); }
+
+ToomCookPlan make_toom_cook_plan(
+    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use) {
+  return ToomCookPlanner{op, problem, sizes, tile, cache, use}.plan();
+}
+
+}  // namespace conv1d_ext

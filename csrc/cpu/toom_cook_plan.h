@@ -1,0 +1,62 @@
+// When and how a convolution of stride 1 goes through Toom-Cook's algorithm (toom_cook_inl.h): a pure function like
+// plan.h. Its error is some times that of the direct sums, so it is only taken where the caller has allowed it.
+//
+// A quad is four results that lie one dilation apart: quad u begins at position 4 * dilation * (u / dilation) +
+// u % dilation, so that whole vectors of quads are runs of the row. Kernels longer than `taps` are taken in chunks of
+// four taps, which read the same transformed source, `dilation` quads further on each: the sum over channels and chunks
+// is, for each plane, a small convolution with the register tile of the direct kernels.
+#pragma once
+
+#include "cpu/plan.h"
+
+namespace conv1d_ext {
+
+struct ToomCookPlan {
+  int64_t taps;    // of a transform; 0 where another algorithm is taken
+  int64_t planes;  // numbers in a transform: taps + 3
+  int64_t chunks;  // of four taps; the last has `taps`
+
+  int64_t quads;        // of a row of results (backward_weight: of grad_output)
+  int64_t quad_block;   // of a row in one panel
+  int64_t quad_blocks;  // in a row
+  int64_t batch_block;  // batch items side by side in one panel
+  int64_t item_pitch;   // quads from item to item of a panel
+  int64_t panel_width;  // elements from plane to plane of a panel
+
+  // forward and backward_input
+  int64_t channel_block;  // source channels per panel
+  int64_t part_channels;  // per part of a sum, as in Plan
+  int64_t row_tiles;      // register tiles of result rows in a group
+  int64_t pass_tiles;     // of all groups, whose weights are held at a time
+  int64_t tile_block;     // row tiles whose sums are held at a time
+  int64_t sum_width;      // elements from plane to plane of sums
+
+  // backward_weight: a block of weights is channel_block x out_block
+  int64_t out_block;         // output channels, in whole vectors
+  int64_t reduction_block;   // quads between two visits of a sum, at most
+  int64_t reduction_chunks;  // parts of the sum over batch and positions, summed up at the end
+
+  // Scratch memory of a thread: the panel, sums, backward_weight's transformed grad_output; a row as it is, rows taken
+  // apart into quads, and a vector of them transposed; entries of the tables of offsets.
+  int64_t panel_elements, sum_elements, grad_elements;
+  int64_t line_elements, quad_width, gathered_rows, slab_elements;
+  int64_t step_table, row_table;
+
+  int64_t units;           // of work; forward and backward_input: for each row tile of a pass
+  int64_t scratch_bytes;   // per thread, all of the above
+  int64_t packed_bytes;    // shared: transformed weights of a pass
+  int64_t partial_bytes;   // shared: partial sums of backward_weight
+  double multiplications;  // of real numbers, in all; the direct method has one for each tap
+  double cycles;           // as estimated, in the measure of FftPlan
+};
+
+// Taps of one row of weights, of a few channels, that are packed or unpacked together.
+constexpr int64_t kTapStep = 64;
+
+Use toom_cook_use();  // of this process
+void set_toom_cook_use(Use use);
+
+ToomCookPlan make_toom_cook_plan(
+    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use);
+
+}  // namespace conv1d_ext

@@ -1,0 +1,214 @@
+"""Convolution through Toom-Cook's algorithm: right on every shape, taken only where it is allowed, and less precise than
+the direct kernels by no more than it says."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import reference
+import torch
+from cases import CASES, Case, make_operands
+from test_fft import results
+from test_nonfinite import check_places
+from test_plan import LAYERS
+
+import conv1d_ext
+from conv1d_ext import _C
+from conv1d_ext.backends import cpu
+
+OPS = torch.ops.conv1d_ext
+OPERATORS = ["conv1d", "conv1d_backward_input", "conv1d_backward_weight"]
+EPSILON = torch.finfo(torch.float32).eps
+CASES = [case for case in CASES if case.batch > 0 and case.stride == 1 and case.kernel_size > 1]
+# Every number of taps of a transform, in chunks and alone; several blocks, row tiles and items of a panel; dilations
+# below the length of a vector, as long, and longer; rows that are no whole number of tiles.
+LARGE = [
+    Case(2, 20, 1500, 21, 2, padding=(1, 0)),
+    Case(3, 70, 700, 33, 3, padding=(1, 1), padding_mode="circular"),
+    Case(1, 33, 2000, 50, 4, padding=(3, 0), dilation=5),
+    Case(2, 24, 1800, 24, 5, padding=(8, 8), dilation=4, groups=3),
+    Case(9, 40, 30, 17, 7, padding=(3, 3)),
+    Case(1, 16, 3000, 16, 11, padding=(25, 25), dilation=5, padding_mode="reflect"),
+    Case(2, 12, 900, 30, 9, padding=(130, 130), dilation=33),
+    Case(1, 300, 500, 40, 3, padding=(16, 16), dilation=16),
+    Case(1, 9, 1100, 8, 37, padding=(18, 18), padding_mode="replicate"),
+    Case(1, 10, 400, 10, 2, padding=(1000, 0), dilation=1000),
+]
+
+
+@pytest.fixture
+def everywhere() -> Iterator[None]:
+    """All that can go through the algorithm does."""
+    before = _C.toom_cook_use()
+    _C.set_toom_cook_use("where possible")
+    yield
+    _C.set_toom_cook_use(before)
+
+
+def errors(case: Case) -> list[float]:
+    """Of the three operators, relative to the norm."""
+    operands = make_operands(case)
+    exact = results(reference, case, *operands)
+    pairs = zip(results(OPS, case, *operands), exact, strict=True)
+    return [((actual - expected).norm() / expected.norm().clamp(min=1)).item() for actual, expected in pairs]
+
+
+def check(case: Case) -> None:
+    """A dozen units for the transforms, and what sums of random numbers lose."""
+    for op, error in zip(OPERATORS, errors(case), strict=True):
+        assert error < (12 + 0.5 * math.sqrt(case.terms(op))) * EPSILON
+
+
+def plan(
+    op: str, in_channels: int, out_channels: int, kernel_size: int, dtype: str = "float32", batch: int = 1, **geometry
+) -> dict:
+    shape = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size, "batch": batch}
+    return _C.plan(op, dtype, **shape, **{"in_length": 4000, **geometry})
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_oracle(case: Case, isa: str, everywhere: None) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_matches_oracle_in_many_blocks(case: Case, isa: str, everywhere: None) -> None:
+    check(case)
+    caches = _C.cache_sizes()
+    try:
+        _C.set_cache_sizes(4 << 10, 64 << 10)
+        check(case)
+    finally:
+        _C.set_cache_sizes(*caches)
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 7, 11])
+def test_error_stays_below_3e_6_up_to_1024_channels(kernel_size: int, everywhere: None) -> None:
+    assert max(errors(Case(1, 1024, 250, 48, kernel_size, padding=(kernel_size // 2,) * 2))) < 3e-6
+
+
+@pytest.mark.parametrize("spoil", ["input", "weight", "grad_output"])
+@pytest.mark.parametrize("case", [*CASES[::4], *LARGE], ids=str)
+def test_infinity_and_nan_appear_where_torch_has_them(case: Case, spoil: str, everywhere: None) -> None:
+    check_places(case, spoil, torch.float32)
+
+
+def test_sums_that_only_overflow_on_the_way_are_finite(everywhere: None) -> None:
+    x = torch.full((2, 8, 300), torch.finfo(torch.float32).max / 64)
+    w = torch.full((8, 8, 4), 1.0)
+    torch.testing.assert_close(OPS.conv1d(x, w), torch.full((2, 8, 297), torch.finfo(torch.float32).max / 2))
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_bits_depend_neither_on_threads_nor_on_the_batch(case: Case, everywhere: None) -> None:
+    operands = make_operands(case)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = results(OPS, case, *operands)
+        for threads in (2, 3, 8):
+            torch.set_num_threads(threads)
+            assert all(map(torch.equal, results(OPS, case, *operands), expected))
+    finally:
+        torch.set_num_threads(before)
+    x, w, bias, grad = operands
+    alone = results(OPS, case, x[-1:], w, bias, grad[-1:])
+    assert torch.equal(alone[0], expected[0][-1:])
+    assert torch.equal(alone[1], expected[1][-1:])
+
+
+def test_trains() -> None:
+    """Through autograd, as a user has it."""
+    case = Case(2, 64, 2000, 64, 3, padding=(1, 1))
+    layer = conv1d_ext.Conv1d(64, 64, 3, padding=1)
+    x = torch.randn(2, 64, 2000, requires_grad=True)
+    with cpu.flags(allow_toom_cook=True):
+        y = layer(x)
+        grad = torch.randn_like(y)
+        actual = torch.autograd.grad(y, (x, layer.weight, layer.bias), grad)
+    expected = results(reference, case, x.detach(), layer.weight.detach(), layer.bias.detach(), grad)
+    for value, exact in zip((y.detach(), *actual[:2]), expected, strict=True):
+        assert (value - exact).norm() < 2e-6 * exact.norm()
+
+
+def test_is_not_taken_unless_allowed() -> None:
+    case = Case(1, 64, 3000, 64, 3)
+    operands = make_operands(case)
+    off = results(OPS, case, *operands)
+    assert not cpu.allow_toom_cook
+    with cpu.flags(allow_toom_cook=True):
+        assert cpu.allow_toom_cook
+        assert cpu.allow_fft
+        on = results(OPS, case, *operands)
+    assert not cpu.allow_toom_cook
+    assert not any(map(torch.equal, on, off))
+    cpu.allow_toom_cook = True
+    try:
+        assert all(map(torch.equal, results(OPS, case, *operands), on))
+    finally:
+        cpu.allow_toom_cook = False
+    assert all(map(torch.equal, results(OPS, case, *operands), off))
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("setting", ["mkldnn.conv", "mkldnn", "every backend"])
+def test_torchs_switch_allows_it(setting: str, precision: str) -> None:
+    """Those that torch's own convolution obeys, from the one for it up to the one for all."""
+    backends = torch.backends
+    owner = {"mkldnn.conv": backends.mkldnn.conv, "mkldnn": backends.mkldnn, "every backend": backends}[setting]
+    before = owner.fp32_precision
+    assert plan("conv1d", 256, 256, 3)["algorithm"] == "panel"
+    owner.fp32_precision = precision
+    try:
+        assert plan("conv1d", 256, 256, 3)["algorithm"] == "toom-cook"
+        owner.fp32_precision = "ieee"
+        assert plan("conv1d", 256, 256, 3)["algorithm"] == "panel"
+    finally:
+        owner.fp32_precision = before
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_is_chosen_where_it_is_faster(op: str) -> None:
+    """Far from where the two meet, on any CPU."""
+    with cpu.flags(allow_toom_cook=True):
+        for layer in [(256, 256, 3), (128, 128, 5), (512, 512, 7), (256, 256, 11), (80, 512, 3)]:
+            assert plan(op, *layer)["algorithm"] == "toom-cook"
+        assert plan(op, 256, 256, 3, dilation=4)["algorithm"] == "toom-cook"
+        assert plan(op, 512, 512, 3, groups=2)["algorithm"] == "toom-cook"
+        others = [plan(op, 256, 256, 1), plan(op, 256, 256, 3, stride=2), plan(op, 256, 256, 3, groups=256)]
+        others += [plan(op, 1, 64, 3), plan(op, 64, 1, 3), plan(op, 8, 8, 3), plan(op, 256, 256, 3, in_length=9)]
+        others += [plan(op, 256, 256, 3, "float64"), plan(op, 256, 256, 3, "bfloat16")]
+        others += [plan(op, 256, 256, 3, accumulate=True), plan(op, 16, 16, 512)]
+        assert "toom-cook" not in {other["algorithm"] for other in others}
+
+
+@pytest.mark.parametrize("op", OPERATORS[:2])
+def test_choice_does_not_depend_on_the_batch(op: str) -> None:
+    with cpu.flags(allow_toom_cook=True):
+        for channels in range(8, 200, 8):
+            plans = [plan(op, channels, channels, 3, in_length=50, batch=batch) for batch in (1, 3, 100)]
+            assert len({this["algorithm"] for this in plans}) == 1
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_memory_is_bounded(op: str, kind: str, everywhere: None) -> None:
+    in_channels, out_channels, kernel_size, geometry = LAYERS[kind]
+    for taps in (kernel_size, 11):
+        for batch, in_length in [(1, 2 * 10**7), (1, 10**8), (10**5, 2 * 10**7)]:
+            this = plan(op, in_channels, out_channels, taps, batch=batch, **{**geometry, "in_length": in_length})
+            if this["algorithm"] == "toom-cook":
+                assert this["scratch_bytes"] + this["shared_bytes"] <= 4 << 20
+
+
+def test_explained(capsys: pytest.CaptureFixture) -> None:
+    with cpu.flags(allow_toom_cook=True):
+        conv1d_ext.explain(torch.nn.Conv1d(256, 256, 3), (1, 256, 4000))
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line[:16].strip(): line[16:].split() for line in lines}
+    assert rows["algorithm"] == ["toom-cook"] * 3
+    shares = [float(word[:-1]) for word in rows["multiplications"] if word.endswith("%")]
+    assert len(shares) == 3
+    assert max(shares) < 51
+    assert rows["error"][0] == "7e-07"
+
