@@ -12,8 +12,8 @@ namespace {
 
 constexpr int64_t kOutputs = 4;
 
-// Of transformed weights, or of partial sums, which threads share: with the scratch memory of one they stay below 4 MiB,
-// as with the direct kernels.
+// Of transformed weights, or of partial sums, which threads share: with the scratch memory of one they stay below 4
+// MiB, as with the direct kernels.
 constexpr int64_t kMostPackedBytes = 3 << 20, kMostPartialBytes = 2 << 20;
 
 // Longer kernels are the Fourier transform's.
@@ -85,16 +85,15 @@ struct ToomCookPlanner {
                          (2 * plan.step_table + plan.row_table) * int64_t{sizeof(int64_t)};
   }
 
-  // What follows counts vector FMAs, or the time of one, like fft_plan.cpp.
+  // What follows counts vector FMAs, or the time of one, like fft_plan.cpp; the figures are measured with AVX-512
+  // (benchmarks/NOTES.md).
 
   // Vectors of a row of quads, with what each block has more.
   double vectors(const ToomCookPlan& plan, int64_t more) const {
     return double(plan.quad_blocks) * ceil_div(plan.quad_block + more, tile.lanes);
   }
-  // Rows taken apart run by run, where the dilation is longer than a vector, cost more.
-  double gather_cost(const ToomCookPlan& plan) const {
-    return p.dilation == 1 ? 40 : near ? 30 + 10.0 * tile.lanes / p.dilation : 40 + 12.0 * plan.planes;
-  }
+  // For a vector of quads: the transform, and the way between a tensor's row and its quads, by runs of `dilation`.
+  double quads_cost() const { return p.dilation == 1 ? 70 : near ? 60 + 24.0 * tile.lanes / p.dilation : 160; }
 
   void plan_rows(ToomCookPlan& plan) const {
     // Five eighths of the L2 cache for the panel, of two register tiles of columns if they fit, at least of one, or as
@@ -140,9 +139,11 @@ struct ToomCookPlanner {
     const double edges = op == Op::kBackwardInput && p.padding_mode != PaddingMode::kZeros
                              ? direct() * (p.padding_left + p.padding_right) / p.in_length
                              : 0;
-    plan.cycles = edges + p.groups * (products * vectors(plan, 0) * 1.08 + products / tile.lanes * 10 +
-                                      fills * channels * vectors(plan, halo(plan)) * (gather_cost(plan) + 25) +
-                                      rows * vectors(plan, 0) * (gather_cost(plan) + 25));
+    // Weights are transposed on the way; backward_input has short pieces of them.
+    const double weights_cost = op == Op::kBackwardInput ? 28 : 17;
+    plan.cycles = edges + p.groups * (products * vectors(plan, 0) * 1.08 + products / tile.lanes * weights_cost +
+                                      fills * channels * vectors(plan, halo(plan)) * quads_cost() +
+                                      rows * vectors(plan, 0) * quads_cost());
     plan.multiplications = p.groups * (products * p.batch * plan.quads);
   }
 
@@ -182,10 +183,9 @@ struct ToomCookPlanner {
     const double products = double(rows) * channels * plan.chunks * plan.planes, items = p.batch;
     const double quads = items * plan.quads / tile.lanes;
     plan.cycles =
-        p.groups *
-        (products * quads * 1.2 + products / tile.lanes * 10 * plan.reduction_chunks +
-         channels * items * vectors(plan, halo(plan)) * (gather_cost(plan) + 25) * ceil_div(rows, plan.out_block) +
-         rows * items * vectors(plan, 0) * (gather_cost(plan) + 60) * ceil_div(channels, plan.channel_block));
+        p.groups * (products * quads * 1.35 + products / tile.lanes * 20 * plan.reduction_chunks +
+                    channels * items * vectors(plan, halo(plan)) * quads_cost() * ceil_div(rows, plan.out_block) +
+                    rows * items * vectors(plan, 0) * (quads_cost() + 30) * ceil_div(channels, plan.channel_block));
     plan.multiplications = p.groups * (products * p.batch * plan.quads);
   }
 

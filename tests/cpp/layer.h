@@ -81,8 +81,8 @@ class Layer {
     return make_toom_cook_plan(op, p, kernels_.sizes, tile_, cache, Use::kWherePossible);
   }
 
-  // Whether the algorithm has the layer, and there is time for it: Fourier transforms are long beside shapes as small as
-  // these, and tiny caches make hundreds of passes (tests/test_fft.py has all of them).
+  // Whether the algorithm has the layer, and there is time for it: Fourier transforms are long beside shapes as small
+  // as these, and tiny caches make hundreds of passes (tests/test_fft.py has all of them).
   bool tests(Transform transform, Op op) const {
     if (transform == Transform::kToomCook) return toom_cook_plan(op).taps > 0;
     const FftPlan plan = fft_plan(op);

@@ -172,7 +172,8 @@ void check_transform(Layer<T>& layer, Transform transform, Op op, const std::vec
   ++failures();
   const Conv1dProblem& p = layer.p;
   std::fprintf(
-      stderr, "operator %d through %s, %d-byte type: off by %g of %g%s: N=%d C_in=%d L_in=%d C_out=%d K=%d stride=%d%s\n",
+      stderr,
+      "operator %d through %s, %d-byte type: off by %g of %g%s: N=%d C_in=%d L_in=%d C_out=%d K=%d stride=%d%s\n",
       int(op), transform == Transform::kFft ? "FFT" : "Toom-Cook", int(sizeof(T)), error, largest,
       intact ? "" : ", fence broken", int(p.batch), int(p.in_channels), int(p.in_length), int(p.out_channels),
       int(p.kernel_size), int(p.stride), layer.cache.l2 < CacheSizes{}.l2 ? ", tiny blocks" : "");
