@@ -86,8 +86,9 @@ class Layer {
   bool tests(Transform transform, Op op) const {
     if (transform == Transform::kToomCook) return toom_cook_plan(op).taps > 0;
     const FftPlan plan = fft_plan(op);
-    const int64_t pairs = p.groups * plan.source_rows * plan.result_rows;
-    return plan.length > 0 && pairs <= 64 && cache.l2 == CacheSizes{}.l2;
+    const int64_t blocks = p.batch * plan.phases * plan.blocks, rows = plan.source_rows + plan.result_rows;
+    const int64_t transforms = p.groups * (plan.source_rows * plan.result_rows + blocks * rows);
+    return plan.length > 0 && transforms <= 128 && cache.l2 == CacheSizes{}.l2;
   }
 
   // Each fills `result`, which has the layout of the tensor of that name. With p.accumulate there is no bias, and the
