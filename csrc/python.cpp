@@ -18,9 +18,9 @@
 #include <chrono>
 #include <map>
 
-#include "allowed.h"
 #include "checks.h"
 #include "conv1d.h"
+#include "cpu/allowed.h"
 #include "cpu/isa.h"
 
 namespace conv1d_ext {

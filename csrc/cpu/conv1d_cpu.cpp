@@ -12,9 +12,9 @@
 #include <cstring>
 #include <vector>
 
-#include "allowed.h"
 #include "checks.h"
 #include "conv1d.h"
+#include "cpu/allowed.h"
 #include "cpu/isa.h"
 #include "fallback.h"
 

@@ -189,9 +189,10 @@ struct ToomCookPlanner {
     plan.multiplications = p.groups * (products * p.batch * plan.quads);
   }
 
+  // The direct kernels reach 90 % of the peak, those of backward_weight 60 to 85 %.
   double direct() const {
-    const double products = double(p.out_channels) * in_per_group * p.kernel_size * p.out_length;
-    return (weights ? p.batch : 1) * products / tile.lanes * 1.1;  // the kernels reach 90 % of the peak
+    const double products = double(p.out_channels) * in_per_group * p.kernel_size * p.out_length / tile.lanes;
+    return weights ? p.batch * products * 1.3 : products * 1.1;
   }
 
   ToomCookPlan plan() const {

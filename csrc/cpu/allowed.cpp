@@ -1,4 +1,4 @@
-#include "allowed.h"
+#include "cpu/allowed.h"
 
 #include <ATen/Context.h>
 
