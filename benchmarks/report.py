@@ -70,8 +70,12 @@ def summary(results: Sequence[Result]) -> list[str]:
             ratios.setdefault(peer, {})[result.layer.name] = ratio
         for peer, reason in result.failures.items():
             failures.setdefault(f"{peer} failed with {reason}", []).append(result.layer.name)
-    if len(ratios) > 1:
-        ratios["best of these"] = {result.layer.name: min(result.ratios.values()) for result in results}
+    others = [peer for peer in ratios if peer not in VARIANTS]
+    if len(others) > 1:
+        ratios["best of these"] = {
+            result.layer.name: min(result.ratios[peer] for peer in others if peer in result.ratios)
+            for result in results
+        }
     lines = [f"against {peer}: {_verdict(by_layer)}" for peer, by_layer in ratios.items()]
     return lines + [f"{failure}: {', '.join(names)}" for failure, names in failures.items()]
 

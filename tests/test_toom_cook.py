@@ -1,5 +1,5 @@
-"""Convolution through Toom-Cook's algorithm: right on every shape, taken only where it is allowed, and less precise than
-the direct kernels by no more than it says."""
+"""Convolution through Toom-Cook's algorithm: right on every shape, taken only where it is allowed, and less precise
+than the direct kernels by no more than it says."""
 
 import math
 from collections.abc import Iterator
@@ -211,4 +211,3 @@ def test_explained(capsys: pytest.CaptureFixture) -> None:
     assert len(shares) == 3
     assert max(shares) < 51
     assert rows["error"][0] == "7e-07"
-

@@ -155,8 +155,9 @@ class ToomCookConv {
     block.n0 = index / plan_.quad_blocks * plan_.batch_block;
     block.n1 = min_of(block.n0 + plan_.batch_block, p_.batch);
     block.group = group;
-    block.u0 = index % plan_.quad_blocks * plan_.quad_block;
-    block.u1 = min_of(block.u0 + plan_.quad_block, quads);
+    const int64_t i = index % plan_.quad_blocks;
+    block.u0 = block_begin(quads, plan_.quad_step, plan_.quad_blocks, i);
+    block.u1 = block_begin(quads, plan_.quad_step, plan_.quad_blocks, i + 1);
     return block;
   }
 

@@ -61,8 +61,8 @@ struct ToomCookPlanner {
   // memory for so many, halo included, does.
   template <class Fits>
   void choose_quads(ToomCookPlan& plan, int64_t limit, const Fits& fits) const {
-    const int64_t multiple = near && p.dilation > 1 ? p.dilation : tile.lanes;
-    plan.quad_block = balanced_block(plan.quads, limit, multiple);
+    plan.quad_step = near && p.dilation > 1 ? p.dilation : tile.lanes;
+    plan.quad_block = balanced_block(plan.quads, limit, plan.quad_step);
     plan.quad_blocks = ceil_div(plan.quads, plan.quad_block);
     plan.item_pitch = plan.quad_block + halo(plan);
     plan.batch_block = 1;
@@ -96,12 +96,12 @@ struct ToomCookPlanner {
   double quads_cost() const { return p.dilation == 1 ? 70 : near ? 60 + 24.0 * tile.lanes / p.dilation : 160; }
 
   void plan_rows(ToomCookPlan& plan) const {
-    // Five eighths of the L2 cache for the panel, of two register tiles of columns if they fit, at least of one, or as
-    // much as the halo, which is transformed again for each block.
+    // Five eighths of the L2 cache for the panel, of two register tiles of columns if they fit, else of one and a third
+    // (with AVX-512 four vectors, in two tiles), or as much as the halo, which is transformed again for each block.
     const int64_t budget = l2 * 5 / 8;
     const auto fits = [&](int64_t quads) { return channels * plan.planes * quads <= budget; };
     int64_t limit = 2 * tile_columns;
-    if (!fits(limit + halo(plan))) limit = tile_columns;
+    if (!fits(limit + halo(plan))) limit = tile_columns * 4 / 3;
     choose_quads(plan, std::max(limit, halo(plan)), fits);
     const int64_t most_channels = budget / (plan.planes * (plan.quad_block + halo(plan)));
     plan.part_channels = balanced_block(channels, std::min(most_channels, kLongestPart / plan.chunks), 1);

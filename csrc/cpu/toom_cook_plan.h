@@ -17,8 +17,9 @@ struct ToomCookPlan {
   int64_t chunks;  // of four taps; the last has `taps`
 
   int64_t quads;        // of a row of results (backward_weight: of grad_output)
-  int64_t quad_block;   // of a row in one panel
-  int64_t quad_blocks;  // in a row
+  int64_t quad_block;   // of a row in one panel, at most
+  int64_t quad_blocks;  // in a row: of nearly equal size, in multiples of quad_step
+  int64_t quad_step;
   int64_t batch_block;  // batch items side by side in one panel
   int64_t item_pitch;   // quads from item to item of a panel
   int64_t panel_width;  // elements from plane to plane of a panel
