@@ -27,10 +27,6 @@ constexpr int64_t kTile = 2, kLargeTile = 12, kMostBlocks = 12;
 // Of one block, at most.
 constexpr int64_t kMostTile = 16;
 
-int64_t balanced_block(int64_t total, int64_t limit) {
-  return ceil_div(total, ceil_div(total, std::clamp<int64_t>(limit, 1, total)));
-}
-
 struct FftPlanner {
   const Op op;
   const Conv1dProblem& p;
@@ -83,13 +79,13 @@ struct FftPlanner {
     plan.most_groups = std::clamp<int64_t>(groups, 1, p.groups);
     plan.row_block = balanced_block(
         plan.result_rows,
-        std::min(spectra_bytes / (plan.source_rows * row_bytes), most_tile_bytes / row_bytes - plan.source_rows));
+        std::min(spectra_bytes / (plan.source_rows * row_bytes), most_tile_bytes / row_bytes - plan.source_rows), 1);
     const int64_t tile_row_bytes = (plan.source_rows + plan.row_block) * row_bytes;
     if (tile_row_bytes > most_tile_bytes) return std::numeric_limits<double>::infinity();
     const int64_t all_blocks = std::max<int64_t>(1, p.batch) * plan.phases * plan.blocks;
     const bool far = plan.row_block * plan.source_rows * row_bytes > 2 * l2;  // spectra of weights, in no near cache
     const int64_t tile_bytes = (far ? kLargeTile : kTile) * l2;
-    plan.block_tile = weights ? balanced_block(all_blocks, signal_bytes / (plan.most_groups * tile_row_bytes))
+    plan.block_tile = weights ? balanced_block(all_blocks, signal_bytes / (plan.most_groups * tile_row_bytes), 1)
                               : std::clamp<int64_t>(tile_bytes / tile_row_bytes, 1, std::min(kMostBlocks, all_blocks));
 
     const double blocks = double(plan.phases) * plan.blocks * items();

@@ -11,12 +11,6 @@
 namespace conv1d_ext {
 namespace {
 
-// `total` in the fewest blocks of at most `limit`, all but the last of one size: 3 x 320 rather than 384 + 384 + 192.
-int64_t balanced_block(int64_t total, int64_t limit, int64_t multiple) {
-  const int64_t blocks = std::max<int64_t>(1, ceil_div(total, std::max<int64_t>(1, limit)));
-  return std::max<int64_t>(multiple, round_up(ceil_div(total, blocks), multiple));
-}
-
 // Tiles of columns per panel: each tile of weights is packed once for all of them. With 8, 12, 16 and 24, in one run on
 // a busy machine, the input gradient of a 512-channel layer of stride 2 ran at 45, 70, 50 and 56 GFLOP/s, and most
 // others changed less (benchmarks/NOTES.md).

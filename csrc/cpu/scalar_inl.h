@@ -76,6 +76,12 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }   
 inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }  // b > 0
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// `total` in the fewest blocks of at most `limit`, all but the last of one size: 3 x 320 rather than 384 + 384 + 192.
+inline int64_t balanced_block(int64_t total, int64_t limit, int64_t multiple) {
+  const int64_t blocks = max_of(1, ceil_div(total, max_of(1, limit)));
+  return max_of(multiple, round_up(ceil_div(total, blocks), multiple));
+}
+
 // From vector to vector of so many spectra side by side: an odd number of them, so that not all lie in the same cache
 // sets. In spectra; memory for so many has that factor, too.
 inline int64_t spectra_stride(int64_t spectra) { return spectra | 1; }

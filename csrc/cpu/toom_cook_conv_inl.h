@@ -337,16 +337,17 @@ class ToomCookConv {
     const int64_t steps = (tile1 - tile0) * kPlanes, rate = ceil_div(view_.channels, steps);
     const auto fetch = [&](const RowTile& rows, int plane) {
       for (int64_t r = plane; r < rows.rows; r += kPlanes) prefetch_result(block, rows.first + r);
-      for (const int64_t end = min_of(fetched + rate, view_.channels); fetched < end; ++fetched)
-        prefetch_source(next, fetched);
+      const int64_t end = min_of(fetched + rate, view_.channels);
+      for (; fetched < end; ++fetched) prefetch_source(next, fetched);
     };
     for (int64_t tile = tile0; tile < tile1; tile += plan_.tile_block) {
       const int64_t end = min_of(tile + plan_.tile_block, tile1);
       for (int64_t channel = 0; channel < view_.channels; channel += plan_.channel_block) {
         const int64_t channel_end = min_of(channel + plan_.channel_block, view_.channels);
         if (!whole) fill_panel(block, channel, channel_end);
-        for (int64_t i = tile; i < end; ++i)
+        for (int64_t i = tile; i < end; ++i) {
           multiply(block, row_tile(i), sums_of(i - tile), channel, channel_end, fetch);
+        }
       }
       for (int64_t i = tile; i < end; ++i) store_results(block, row_tile(i), sums_of(i - tile));
     }

@@ -12,7 +12,7 @@
 namespace conv1d_ext {
 namespace {
 
-constexpr int kToomCookOutputs = 4, kFewestToomCookTaps = 2, kMostToomCookTaps = 5;
+constexpr int kToomCookOutputs = 4;
 
 // The a of the pairs. Of all sets of eighths up to 3 those with the least error, or close to it (float32, 64 and 1024
 // channels of normal numbers): 3e-7 and 5e-7 of the norm for 2 taps, 4e-7 and 6e-7 for 3, 5e-7 and 1.0e-6 for 4,

@@ -22,11 +22,6 @@ constexpr int64_t kMostTaps = 128;
 // Quads that a block of a row has more for the chunks of a kernel, at most.
 constexpr int64_t kLongestHalo = 512;
 
-int64_t balanced_block(int64_t total, int64_t limit, int64_t multiple) {
-  const int64_t blocks = std::max<int64_t>(1, ceil_div(total, std::max<int64_t>(1, limit)));
-  return std::max<int64_t>(multiple, round_up(ceil_div(total, blocks), multiple));
-}
-
 struct ToomCookPlanner {
   const Op op;
   const Conv1dProblem& p;
