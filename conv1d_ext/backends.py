@@ -33,8 +33,8 @@ class _Cpu:
         """Whether layers that are faster through Toom-Cook's (Winograd's) algorithm go through it. False unless set.
 
         In float32, for layers of stride 1 and kernels of 2 to 128 taps; `explain` says for which layer. Its error is
-        3 to 7 times that of the direct sums (some 1e-6 of the norm), hundreds of times below TF32's. It is also allowed
-        while ``torch.backends.mkldnn.conv.fp32_precision`` is ``"tf32"`` or ``"bf16"``, whatever is set here.
+        1.5 to 5 times that of the direct sums (some 1e-6 of the norm), hundreds of times below TF32's. It is also
+        allowed while ``torch.backends.mkldnn.conv.fp32_precision`` is ``"tf32"`` or ``"bf16"``, whatever is set here.
         """
         return _C.toom_cook_use() != "never"
 

@@ -208,7 +208,7 @@ def setting(example: Example) -> Iterator[None]:
     _C.set_isa(example.isa if example.isa in _C.supported_isas() else "portable")
     _C.set_cache_sizes(*example.caches)
     try:
-        with cpu.flags(allow_fft=False, allow_toom_cook=False):  # which is not exact on integers; test_fft.py has it
+        with cpu.flags(allow_fft=False, allow_toom_cook=False):  # not exact on integers
             yield
     finally:
         _C.set_isa(before[0])

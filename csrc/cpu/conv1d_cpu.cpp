@@ -264,8 +264,9 @@ std::vector<uint8_t> run_toom_cook(
   const int64_t tiles = problem.groups * plan.row_tiles;
   for (args.first_tile = 0; args.first_tile < tiles; args.first_tile += plan.pass_tiles) {
     args.tile_count = std::min(plan.pass_tiles, tiles - args.first_tile);
+    const double share = double(args.tile_count) / tiles;
     pass(toom_cook.transform_weights, args.tile_count, plan.packed_bytes);
-    pass(toom_cook.multiply_blocks, plan.units * args.tile_count, plan.multiplications);
+    pass(toom_cook.multiply_blocks, plan.units * args.tile_count, share * plan.multiplications);
   }
   return alarms;
 }

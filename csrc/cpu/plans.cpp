@@ -9,7 +9,8 @@ Plans make_plans(
       make_toom_cook_plan(op, problem, sizes, tile, cache, uses.toom_cook)};
   if (plans.fft.length > 0 && plans.toom_cook.taps > 0) {
     // Where they are as fast, the one of the lesser error.
-    const bool toom_cook = uses.toom_cook == Use::kWherePossible || plans.toom_cook.cycles < 0.95 * plans.fft.cycles;
+    const bool faster = uses.fft != Use::kWherePossible && plans.toom_cook.cycles < 0.95 * plans.fft.cycles;
+    const bool toom_cook = uses.toom_cook == Use::kWherePossible || faster;
     if (toom_cook) {
       plans.fft = {};
     } else {

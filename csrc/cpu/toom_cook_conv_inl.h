@@ -48,7 +48,7 @@ class ToomCookConv {
 
  public:
   ToomCookConv(Op op, const Conv1dProblem& problem, const ToomCookPlan& plan, const ToomCookArgs& args, void* memory)
-      : op_(op), p_(problem), plan_(plan), args_(args), view_(op, problem) {
+      : p_(problem), plan_(plan), args_(args), view_(op, problem) {
     Scratch scratch{static_cast<char*>(memory)};
     panel_ = scratch.take<T>(plan.panel_elements);
     sums_ = scratch.take<T>(plan.sum_elements);
@@ -110,9 +110,7 @@ class ToomCookConv {
       const int64_t group = first / plan_.row_tiles;
       const int64_t last =
           min_of(min_of(args_.first_tile + args_.tile_count, (group + 1) * plan_.row_tiles), first + (end - unit));
-      compute(
-          block_at(block, group, plan_.quads), block_at(min_of(block + 1, plan_.units - 1), group, plan_.quads), first,
-          last);
+      compute(block_at(block, group), block_at(min_of(block + 1, plan_.units - 1), group), first, last);
       unit += last - first;
     }
   }
@@ -121,7 +119,8 @@ class ToomCookConv {
   void sum_products(int64_t begin, int64_t end) const {
     const int64_t out_blocks = ceil_div(view_.rows, plan_.out_block);
     const int64_t channel_blocks = ceil_div(view_.channels, plan_.channel_block);
-    for (int64_t i = 0; i < 4 * plan_.quad_width * kLanes; ++i) slab_[i] = 0;
+    // Lanes beyond the last output channel are computed and not stored; they need only hold numbers.
+    for (int64_t i = 0; i < kOutputs * plan_.quad_width * kLanes; ++i) slab_[i] = 0;
     for (int64_t unit = begin; unit < end; ++unit) {
       WeightBlock block;
       block.ic0 = unit % channel_blocks * plan_.channel_block;
@@ -135,7 +134,7 @@ class ToomCookConv {
       const int64_t blocks = ceil_div(p_.batch, plan_.batch_block) * plan_.quad_blocks;
       const int64_t from = part_begin(blocks, plan_.reduction_chunks, chunk);
       for (int64_t i = from; i < part_begin(blocks, plan_.reduction_chunks, chunk + 1); ++i) {
-        const Block quads = block_at(i, block.group, plan_.quads);
+        const Block quads = block_at(i, block.group);
         fill_panel(quads, block.ic0, block.ic1);
         fill_grads(quads, block);
         add_products(quads, block, i == from);
@@ -150,14 +149,14 @@ class ToomCookConv {
     int64_t n0, n1, group, u0, u1;
     int64_t quads() const { return u1 - u0; }
   };
-  Block block_at(int64_t index, int64_t group, int64_t quads) const {
+  Block block_at(int64_t index, int64_t group) const {
     Block block;
     block.n0 = index / plan_.quad_blocks * plan_.batch_block;
     block.n1 = min_of(block.n0 + plan_.batch_block, p_.batch);
     block.group = group;
     const int64_t i = index % plan_.quad_blocks;
-    block.u0 = block_begin(quads, plan_.quad_step, plan_.quad_blocks, i);
-    block.u1 = block_begin(quads, plan_.quad_step, plan_.quad_blocks, i + 1);
+    block.u0 = block_begin(plan_.quads, plan_.quad_step, plan_.quad_blocks, i);
+    block.u1 = block_begin(plan_.quads, plan_.quad_step, plan_.quad_blocks, i + 1);
     return block;
   }
 
@@ -494,7 +493,9 @@ class ToomCookConv {
               {data, p_.output.position, p_.out_length, PaddingMode::kZeros}, 0, p_.out_length, block.u0, block.quads(),
               quads_ + r * kOutputs * pitch, quads);
         }
-        transpose(quads_, kOutputs * pitch, rows, kOutputs * pitch, slab_, kLanes);
+        for (int64_t j = 0; j < kOutputs; ++j) {
+          transpose(quads_ + j * pitch, kOutputs * pitch, rows, block.quads(), slab_ + j * pitch * kLanes, kLanes);
+        }
         T* to = grads_ + (n - block.n0) * block.quads() * weights.columns + oc - weights.oc0;
         for (int64_t u = 0; u < block.quads(); ++u, to += weights.columns) {
           Vec<T> in[kOutputs], out[kPlanes];
@@ -597,7 +598,6 @@ class ToomCookConv {
 
   void raise_alarm(int64_t index) const { __atomic_store_n(args_.alarms + index, uint8_t{1}, __ATOMIC_RELAXED); }
 
-  const Op op_;
   const Conv1dProblem& p_;
   const ToomCookPlan& plan_;
   const ToomCookArgs& args_;

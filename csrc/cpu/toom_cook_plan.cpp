@@ -14,7 +14,7 @@ constexpr int64_t kOutputs = 4;
 
 // Of transformed weights, or of partial sums, which threads share: with the scratch memory of one they stay below 4
 // MiB, as with the direct kernels.
-constexpr int64_t kMostPackedBytes = 3 << 20, kMostPartialBytes = 2 << 20;
+constexpr int64_t kMostPackedBytes = 11 << 18, kMostPartialBytes = 2 << 20;
 
 // Longer kernels are the Fourier transform's.
 constexpr int64_t kMostTaps = 128;
@@ -40,7 +40,7 @@ struct ToomCookPlanner {
 
   int64_t halo(const ToomCookPlan& plan) const { return (plan.chunks - 1) * p.dilation; }
 
-  // The transform with the fewest products; of two such, that of fewer planes, since its error is less.
+  // Of those in chunks of four taps the one with the fewest products, or of fewer planes, since its error is less.
   void choose_transform(ToomCookPlan& plan) const {
     const int64_t taps = p.kernel_size;
     plan.taps = std::min<int64_t>(taps, 4);
@@ -88,7 +88,7 @@ struct ToomCookPlanner {
     return double(plan.quad_blocks) * ceil_div(plan.quad_block + more, tile.lanes);
   }
   // For a vector of quads: the transform, and the way between a tensor's row and its quads, by runs of `dilation`.
-  double quads_cost() const { return p.dilation == 1 ? 70 : near ? 60 + 24.0 * tile.lanes / p.dilation : 160; }
+  double quads_cost() const { return p.dilation == 1 ? 70 : near ? 60 + 24.0 * tile.lanes / p.dilation : 200; }
 
   void plan_rows(ToomCookPlan& plan) const {
     // Five eighths of the L2 cache for the panel, of two register tiles of columns if they fit, else of one and a third
@@ -127,7 +127,6 @@ struct ToomCookPlanner {
     plan.packed_bytes = plan.pass_tiles * tile_bytes;
     plan.units = ceil_div(p.batch, plan.batch_block) * plan.quad_blocks;
 
-    // By one batch item: results must not depend on the batch.
     const double products = double(rows) * channels * plan.chunks * plan.planes;
     const int64_t held = plan.channel_block >= channels ? plan.pass_tiles : std::min(plan.tile_block, plan.pass_tiles);
     const double fills = std::max(1.0, double(plan.row_tiles) / held);
@@ -200,9 +199,18 @@ struct ToomCookPlanner {
     choose_transform(plan);
     if (halo(plan) > kLongestHalo) return {};
     const int64_t length = weights ? p.out_length : result_length;
-    plan.quads = ceil_div(length, kOutputs * p.dilation) * p.dilation;
+    // Whole groups of `dilation` quads; where a vector is not as long as that, the last one no further than the row
+    // goes.
+    const int64_t group = kOutputs * p.dilation, whole = length / group * p.dilation;
+    plan.quads = near ? ceil_div(length, group) * p.dilation : whole + std::min(p.dilation, length % group);
     weights ? plan_weights(plan) : plan_rows(plan);
     finish(plan);
+    if (!weights && p.batch > 1 && std::isfinite(plan.cycles)) {
+      // Results must not depend on the batch, and so neither must the choice.
+      Conv1dProblem alone = p;
+      alone.batch = 1;
+      plan.cycles = ToomCookPlanner{op, alone, sizes, tile, cache, Use::kWherePossible}.plan().cycles;
+    }
     const bool taken = use == Use::kWherePossible ? std::isfinite(plan.cycles) : plan.cycles < direct() / 1.1;
     return taken ? plan : ToomCookPlan{};
   }

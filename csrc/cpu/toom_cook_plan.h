@@ -14,7 +14,7 @@ namespace conv1d_ext {
 struct ToomCookPlan {
   int64_t taps;    // of a transform; 0 where another algorithm is taken
   int64_t planes;  // numbers in a transform: taps + 3
-  int64_t chunks;  // of four taps; the last has `taps`
+  int64_t chunks;  // of four taps; the last has `taps` at most
 
   int64_t quads;        // of a row of results (backward_weight: of grad_output)
   int64_t quad_block;   // of a row in one panel, at most
