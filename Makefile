@@ -47,7 +47,7 @@ cpp-test: $(DONE)-build $(DONE)-cpp
 ASAN := -fsanitize=address --param asan-instrumentation-with-call-threshold=0
 ASAN_PYTHON = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPATH=build/asan/lib $(BIN)/python
-ASAN_TESTS := kernels ops errors functional modules autograd func autocast nonfinite random fuzz plan fft
+ASAN_TESTS := kernels ops errors functional modules autograd func autocast nonfinite random fuzz plan fft toom_cook
 
 asan-test: $(DONE)-build $(DONE)-test
 	@echo "Compiling the extension with AddressSanitizer: a few minutes."
