@@ -255,7 +255,7 @@ std::vector<uint8_t> run_toom_cook(
       Plan sum{};
       sum.reduction_chunks = plan.reduction_chunks;
       const BackwardWeightArgs sum_args{operands.weight, operands.source, operands.result, partial_sums.get()};
-      for_ranges(problem.out_channels, plan.partial_bytes / sizeof(float), [&](int64_t begin, int64_t end) {
+      for_ranges(problem.out_channels, double(plan.partial_bytes) / sizeof(float), [&](int64_t begin, int64_t end) {
         kernels.run.backward_weight_sum(problem, sum, sum_args, begin, end);
       });
     }

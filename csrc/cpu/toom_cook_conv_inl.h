@@ -458,7 +458,7 @@ class ToomCookConv {
   // Numbers in the order of positions to numbers of quads, and the reverse.
   static void split4(const T* line, Vec<T> (&quads)[kOutputs]) {
     Vec<T> even[2], odd[2];
-    for (int i = 0; i < 2; ++i) {
+    for (int64_t i = 0; i < 2; ++i) {
       split(load(line + 2 * i * kLanes), load(line + (2 * i + 1) * kLanes), &even[i], &odd[i]);
     }
     split(even[0], even[1], &quads[0], &quads[2]);
@@ -468,7 +468,7 @@ class ToomCookConv {
     Vec<T> even[2], odd[2];
     zip(quads[0], quads[2], &even[0], &even[1]);
     zip(quads[1], quads[3], &odd[0], &odd[1]);
-    for (int i = 0; i < 2; ++i) zip(even[i], odd[i], &line[2 * i], &line[2 * i + 1]);
+    for (int64_t i = 0; i < 2; ++i) zip(even[i], odd[i], &line[2 * i], &line[2 * i + 1]);
   }
 
   // A block of weights, all of one group. `columns`: output channels in whole vectors.

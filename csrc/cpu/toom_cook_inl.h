@@ -160,10 +160,9 @@ class ToomCook {
       }
       slope *= value;
       double power = 1;
-      for (int i = 0; i < 4 || i < kTaps; ++i, power *= points[a]) {
-        if (i < 4) c.power[a][i] = T(power);
-        if (i < kTaps) c.weight[a][i] = T(power / slope);
-      }
+      for (int i = 0; i < kToomCookOutputs; ++i, power *= points[a]) c.power[a][i] = T(power);
+      power = 1 / slope;
+      for (int t = 0; t < kTaps; ++t, power *= points[a]) c.weight[a][t] = T(power);
     }
     return c;
   }
