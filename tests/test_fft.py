@@ -58,6 +58,24 @@ def check(case: Case, dtype: torch.dtype) -> None:
         assert error < (4 + 0.5 * math.sqrt(case.terms(op))) * torch.finfo(dtype).eps
 
 
+def check_bits(case: Case) -> None:
+    """The same for every number of threads, and of outputs and input gradients for an item alone."""
+    operands = make_operands(case)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = results(OPS, case, *operands)
+        for threads in (2, 3, 8):
+            torch.set_num_threads(threads)
+            assert all(map(torch.equal, results(OPS, case, *operands), expected))
+    finally:
+        torch.set_num_threads(before)
+    x, w, bias, grad = operands
+    alone = results(OPS, case, x[-1:], w, bias, grad[-1:])
+    assert torch.equal(alone[0], expected[0][-1:])
+    assert torch.equal(alone[1], expected[1][-1:])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_oracle(case: Case, dtype: torch.dtype, isa: str, everywhere: None) -> None:
@@ -110,20 +128,7 @@ def test_sums_that_only_overflow_on_the_way_are_finite(dtype: torch.dtype, every
 
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_bits_depend_neither_on_threads_nor_on_the_batch(case: Case, everywhere: None) -> None:
-    operands = make_operands(case)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        expected = results(OPS, case, *operands)
-        for threads in (2, 3, 8):
-            torch.set_num_threads(threads)
-            assert all(map(torch.equal, results(OPS, case, *operands), expected))
-    finally:
-        torch.set_num_threads(before)
-    x, w, bias, grad = operands
-    alone = results(OPS, case, x[-1:], w, bias, grad[-1:])
-    assert torch.equal(alone[0], expected[0][-1:])
-    assert torch.equal(alone[1], expected[1][-1:])
+    check_bits(case)
 
 
 def test_gradients_are_those_of_the_function(everywhere: None) -> None:
