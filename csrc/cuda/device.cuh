@@ -1,0 +1,188 @@
+// What the kernels say to the GPU, as vec_*.h is for the CPU: memory, copies, barriers, matrix units. Kernels use this
+// vocabulary and plain C++ alone, so that tests/emulator, which has a file of the same name, runs them on a CPU and
+// checks every access. No torch.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "problem.h"
+
+namespace conv1d_ext::cuda {
+
+using Stream = cudaStream_t;
+
+struct Tf32 {  // a float of which the matrix units read 10 bits of mantissa
+  float value;
+};
+
+// N values that are moved as one, aligned to their size: of 4, 8 or 16 bytes.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T at[N];
+};
+
+// Global memory, from an element of it on.
+template <class T>
+struct Global {
+  T* data;
+  __device__ T load(int64_t i) const { return data[i]; }
+  __device__ void store(int64_t i, T value) const { data[i] = value; }
+  __device__ Global<T> from(int64_t i) const { return {data + i}; }
+  __device__ bool is_null() const { return data == nullptr; }
+};
+
+// The block's shared memory, from a byte on. Nothing is in there until it is written.
+struct Shared {
+  char* data;
+  template <class T>
+  __device__ T load(int byte) const {
+    return *reinterpret_cast<const T*>(data + byte);
+  }
+  template <class T>
+  __device__ void store(int byte, T value) const {
+    *reinterpret_cast<T*>(data + byte) = value;
+  }
+  __device__ Shared from(int byte) const { return {data + byte}; }
+};
+
+__device__ inline Shared shared_memory() {
+  extern __shared__ __align__(16) char memory[];
+  return {memory};
+}
+
+__device__ inline int thread_index() { return threadIdx.x; }
+__device__ inline int64_t block_index() { return blockIdx.x; }
+__device__ inline int64_t block_count() { return gridDim.x; }
+
+// Barriers: for all threads of the block, for the 32 of a warp.
+__device__ inline void sync_block() { __syncthreads(); }
+__device__ inline void sync_warp() { __syncwarp(); }
+
+// The value of the lane whose number differs in the bits of `mask`; called by all lanes.
+__device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
+__device__ inline double shuffle_xor(double value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
+
+// Starts to copy kBytes (4, 8 or 16, both sides aligned to them) to shared memory; zeros, without reading anything,
+// where not `valid`. A thread's copies since its last commit_copies form a group. wait_copies waits for all but the
+// thread's last kPending groups; what other threads copied is there after a barrier besides.
+template <int kBytes, class T>
+__device__ inline void copy_async(Shared to, int byte, Global<T> from, int64_t i, bool valid) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+#if __CUDA_ARCH__ >= 800
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to.data + byte));
+  const int bytes_read = valid ? kBytes : 0;
+  if constexpr (kBytes == 16) {  // past the L1 cache
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from.data + i), "r"(bytes_read)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from.data + i), "n"(kBytes),
+                 "r"(bytes_read)
+                 : "memory");
+  }
+#else
+  using Bytes = Pack<uint32_t, kBytes / 4>;
+  to.store(byte, valid ? *reinterpret_cast<const Bytes*>(from.data + i) : Bytes{});
+#endif
+}
+__device__ inline void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int kPending>
+__device__ inline void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+// Four matrices of 8 rows of 16 bytes. Lane l gives the place of row l % 8 of matrix l / 8, and gets of each matrix the
+// 4 bytes at row l / 4, column l % 4; transposed, of 16-bit numbers: those of rows 2 (l % 4) and one further, column
+// l / 4. Called by all lanes.
+__device__ inline void load_matrices(uint32_t (&result)[4], Shared from, int byte) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(from.data + byte));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ inline void load_matrices_transposed(uint32_t (&result)[4], Shared from, int byte) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(from.data + byte));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
+               : "r"(address)
+               : "memory");
+}
+
+// sum[16 x 8] += a[16 x 32 bytes] * b[32 bytes x 8] by a warp on its matrix units, in the lanes' layout of PTX's
+// mma.m16n8k16 (16-bit numbers, two to a register) and m16n8k8 (TF32). With g = lane / 4 and i = lane % 4:
+//   sum  0: [g][2i]  1: [g][2i+1]  2: [g+8][2i]  3: [g+8][2i+1]
+//   a    0: [g][i]   1: [g+8][i]   2: [g][i+4]   3: [g+8][i+4]     in columns of 4 bytes
+//   b    0: [i][g]   1: [i+4][g]                                   in rows of 4 bytes
+// Devices older than sm_80 have none of them; the host does not launch kernels with them there.
+template <class T>
+__device__ inline void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+
+#if __CUDA_ARCH__ >= 800
+#define CONV1D_EXT_MMA(instruction)                                                                        \
+  asm volatile("mma.sync.aligned." instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                    \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+#else
+#define CONV1D_EXT_MMA(instruction) __trap()
+#endif
+template <>
+__device__ inline void multiply_matrices<BFloat16>(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  CONV1D_EXT_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
+}
+template <>
+__device__ inline void multiply_matrices<Float16>(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  CONV1D_EXT_MMA("m16n8k16.row.col.f32.f16.f16.f32");
+}
+template <>
+__device__ inline void multiply_matrices<Tf32>(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  CONV1D_EXT_MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
+}
+#undef CONV1D_EXT_MMA
+
+// A float's bits rounded to TF32: to nearest, ties away from zero.
+__device__ inline uint32_t round_to_tf32(uint32_t bits) {
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(__uint_as_float(bits)));
+#endif
+  return bits;
+}
+
+// Between storage and arithmetic; to nearest, ties to even.
+__device__ inline float widen(float x) { return x; }
+__device__ inline double widen(double x) { return x; }
+__device__ inline float widen(BFloat16 x) { return __uint_as_float(uint32_t{x.bits} << 16); }
+__device__ inline float widen(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+template <class T, class Wide>
+__device__ inline T narrow(Wide x) {
+  if constexpr (sizeof(T) != 2) {
+    return x;
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+  } else {
+    return {__half_as_ushort(__float2half_rn(x))};
+  }
+}
+
+// Starts `kernel` on so many blocks (at most 2^31 - 1) of kThreads threads. What goes wrong is the runtime's last error.
+template <int kThreads, class... Params, class... Args>
+void launch(void (*kernel)(Params...), int64_t blocks, int shared_bytes, Stream stream, const Args&... args) {
+  if (blocks == 0) return;
+  constexpr int kWithoutAsking = 48 << 10;
+  if (shared_bytes > kWithoutAsking) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  }
+  kernel<<<static_cast<unsigned>(blocks), kThreads, shared_bytes, stream>>>(args...);
+}
+
+}  // namespace conv1d_ext::cuda
