@@ -158,6 +158,9 @@ __device__ inline uint32_t round_to_tf32(uint32_t bits) {
   return bits;
 }
 
+__device__ inline uint32_t float_to_bits(float value) { return __float_as_uint(value); }
+__device__ inline float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+
 // Between storage and arithmetic; to nearest, ties to even.
 __device__ inline float widen(float x) { return x; }
 __device__ inline double widen(double x) { return x; }

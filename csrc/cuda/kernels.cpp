@@ -1,0 +1,44 @@
+// See kernels.h.
+#include "cuda/kernels.h"
+
+#include "cuda/run.h"
+
+namespace conv1d_ext::cuda {
+namespace {
+
+Run* run_for(Type type) {
+  switch (type) {
+    case Type::kFloat64:
+      return run_float64;
+    case Type::kFloat32:
+      return run_float32;
+    case Type::kTf32:
+      return run_tf32;
+    case Type::kBFloat16:
+      return run_bfloat16;
+    case Type::kFloat16:
+      return run_float16;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+bool runs_on(Type type, const Device& device) {
+  // sm_75 has matrix units, but neither for bfloat16 and TF32 nor of this shape.
+  return device.capability >= (type == Type::kFloat64 || type == Type::kFloat32 ? 75 : 80);
+}
+
+int64_t workspace_bytes(
+    Op op, Type type, const Conv1dProblem& problem, const Device& device, const Choice& choice) {
+  return run_for(type)(op, problem, device, {}, nullptr, nullptr, choice);
+}
+
+void run(
+    Op op, Type type, const Conv1dProblem& problem, const Device& device, const Pointers& pointers, void* workspace,
+    CUstream_st* stream, const Choice& choice) {
+  alignas(16) static char none[16];  // not null: the kernels are to be launched, and need nothing
+  run_for(type)(op, problem, device, pointers, workspace != nullptr ? workspace : none, stream, choice);
+}
+
+}  // namespace conv1d_ext::cuda

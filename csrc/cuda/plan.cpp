@@ -1,0 +1,206 @@
+// See plan.h.
+#include "cuda/plan.h"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace conv1d_ext::cuda {
+namespace {
+
+// Of the windows that taps share. With the ring of weights some 96 KiB of shared memory, which a block has everywhere
+// from sm_80 on (99 KiB on sm_86, sm_89 and sm_120).
+constexpr int64_t kWindowBytes = 64 << 10;
+// More columns than there are, to within which windows of single batch items are preferred to columns of them all.
+constexpr double kWaste = 1.25;
+constexpr int kPlaceBytes = 16;
+// Blocks below which most GPUs are not full, and parts that are worth their sum.
+constexpr int64_t kFullBlocks = 264, kFewestSteps = 4;
+constexpr int64_t kPartialBytes = 64 << 20;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t residues(const Correlation& c) { return c.is_backward ? c.stride : 1; }
+int64_t most_columns(const Correlation& c) { return ceil_div(c.result_length, residues(c)); }
+// Of taps as of positions, a residue meets every stride / gcd-th.
+int64_t most_taps(const Correlation& c) { return c.is_backward ? ceil_div(c.kernel_size, c.stride / c.gcd) : c.kernel_size; }
+int64_t distance(const Correlation& c) { return c.is_backward ? c.dilation / c.gcd : c.dilation; }
+
+// Whether 16 bytes of channels lie side by side, aligned, in each group.
+bool has_vectors(const TensorStrides& strides, int64_t channels, int element_bytes, const void* data) {
+  const int64_t elements = 16 / element_bytes;
+  const auto aligned = [&](int64_t stride) { return stride % elements == 0; };
+  return strides.channel == 1 && aligned(strides.batch) && aligned(strides.position) && channels % elements == 0 &&
+         reinterpret_cast<uintptr_t>(data) % 16 == 0;
+}
+
+// Rows that `taps` taps share.
+int64_t window_rows(int64_t columns, int64_t step, int64_t taps, int64_t distance) {
+  return (columns - 1) * step + (taps - 1) * distance + 1;
+}
+
+}  // namespace
+
+CorrelatePlan plan_correlation(
+    const Correlation& c, const UnitsShape& shape, Choice::Staging wish, const void* signal, int64_t shared_bytes) {
+  CorrelatePlan plan{};
+  const int64_t row_channels = kRowBytes / shape.element_bytes;
+  const int64_t step = c.is_backward ? 1 : c.stride, taps = most_taps(c), columns = most_columns(c);
+
+  // Windows in flight: while a step is computed, those up to kStages - 1 further are being copied, and with each a part
+  // of the window after its own. Of windows of at least two taps three are enough.
+  constexpr int64_t kMostWindows = kStages + 1;
+  int64_t windows = kMostWindows - 1, tap_block = 0;
+  for (; windows <= kMostWindows; ++windows) {
+    const int64_t room = kWindowBytes / (windows * shape.pitch) - window_rows(shape.cols, step, 1, 0);
+    tap_block = room < 0 ? 0 : std::min(taps, room / distance(c) + 1);
+    if (tap_block == 0) continue;
+    const int64_t blocks = ceil_div(taps, tap_block);
+    tap_block = ceil_div(taps, blocks);  // of equal size, to within one
+    const int64_t fewest = residues(c) > 1 ? 1 : taps / blocks;
+    if (fewest >= 2 || windows == kMostWindows) break;
+  }
+  const bool can_window = tap_block > 0;
+  const bool window_reads_less = can_window && window_rows(shape.cols, step, tap_block, distance(c)) <= shape.cols * tap_block;
+  const int64_t item_tiles = ceil_div(columns, shape.cols);
+  const bool few_wasted = item_tiles * shape.cols * c.batch <= kWaste * ceil_div(columns * c.batch, shape.cols) * shape.cols;
+  const int64_t unfolded = c.channels * c.kernel_size;
+  const bool can_unfold = !c.is_backward && c.kernel_size > 1 && unfolded < INT32_MAX / 2;
+  const bool unfold_saves = can_unfold && 4 * ceil_div(unfolded, row_channels) <=
+                                              3 * c.kernel_size * ceil_div(c.channels, row_channels);
+  switch (wish) {
+    case Choice::Staging::kAny:
+      plan.staging = unfold_saves                        ? Staging::kUnfold
+                     : window_reads_less && few_wasted ? Staging::kWindow
+                                                         : Staging::kGather;
+      break;
+    case Choice::Staging::kWindow:
+      plan.staging = can_window ? Staging::kWindow : Staging::kGather;
+      break;
+    case Choice::Staging::kGather:
+      plan.staging = Staging::kGather;
+      break;
+    case Choice::Staging::kUnfold:
+      plan.staging = can_unfold ? Staging::kUnfold : Staging::kGather;
+      break;
+  }
+  const bool in_windows = plan.staging == Staging::kWindow, unfold = plan.staging == Staging::kUnfold;
+  plan.vectors = !unfold && has_vectors(c.signal.strides, c.channels, shape.element_bytes, signal);
+  plan.tap_block = in_windows ? static_cast<int>(tap_block) : 1;
+  plan.row_step = in_windows ? static_cast<int>(step) : 1;
+  plan.row_distance = in_windows && tap_block > 1 ? static_cast<int>(distance(c)) : 0;
+  plan.windows = static_cast<int>(in_windows ? windows : kMostWindows);
+  plan.window_rows = static_cast<int>(in_windows ? window_rows(shape.cols, step, tap_block, plan.row_distance) : shape.cols);
+
+  plan.row_tiles = ceil_div(c.rows, shape.rows);
+  plan.column_tiles = in_windows ? c.batch * item_tiles : ceil_div(c.batch * columns, shape.cols);
+  plan.channel_blocks = ceil_div(unfold ? unfolded : c.channels, row_channels);
+  plan.packed_taps = unfold ? 1 : c.kernel_size;
+  plan.packed_elements =
+      c.groups * plan.packed_taps * plan.channel_blocks * plan.row_tiles * shape.rows * row_channels;
+  plan.blocks = plan.row_tiles * plan.column_tiles * residues(c) * c.groups;
+  const int ring = kStages * shape.rows * shape.pitch + plan.windows * plan.window_rows * shape.pitch;
+  plan.shared_bytes = shape.cols * kPlaceBytes + std::max(ring, shape.scratch_bytes);
+  if (in_windows && plan.shared_bytes > shared_bytes) {
+    return plan_correlation(c, shape, Choice::Staging::kGather, signal, shared_bytes);
+  }
+  return plan;
+}
+
+OuterPlan plan_outer(
+    const OuterProduct& o, const UnitsShape& shape, Choice::Staging wish, const void* grad, const void* signal) {
+  OuterPlan plan{};
+  const int64_t row_channels = kRowBytes / shape.element_bytes, positions = shape.outer_positions;
+  const int64_t column_blocks = shape.cols / row_channels, channel_blocks = ceil_div(o.channels, row_channels);
+  const int64_t rows = window_rows(positions, o.stride, column_blocks, o.dilation);
+  const int64_t window_tiles = channel_blocks * ceil_div(o.kernel_size, column_blocks);
+  const int64_t gather_tiles = ceil_div(channel_blocks * o.kernel_size, column_blocks);
+  const int64_t unfold_blocks = ceil_div(o.channels * o.kernel_size, row_channels);
+  const int64_t window_steps = o.batch * ceil_div(o.out_length, positions);
+  const int64_t flat_steps = ceil_div(o.batch * o.out_length, positions);
+  const bool can_window = rows <= column_blocks * positions;
+  const bool window_is_better =
+      can_window && double(window_tiles) * window_steps <= kWaste * double(gather_tiles) * flat_steps;
+  const bool can_unfold = o.kernel_size > 1 && o.channels * o.kernel_size < INT32_MAX / 2;
+  const bool unfold_saves = can_unfold && 4 * unfold_blocks <= 3 * o.kernel_size * channel_blocks;
+  switch (wish) {
+    case Choice::Staging::kAny:
+      plan.staging = unfold_saves       ? Staging::kUnfold
+                     : window_is_better ? Staging::kWindow
+                                        : Staging::kGather;
+      break;
+    case Choice::Staging::kWindow:
+      plan.staging = can_window ? Staging::kWindow : Staging::kGather;
+      break;
+    case Choice::Staging::kGather:
+      plan.staging = Staging::kGather;
+      break;
+    case Choice::Staging::kUnfold:
+      plan.staging = can_unfold ? Staging::kUnfold : Staging::kGather;
+      break;
+  }
+  const bool windows = plan.staging == Staging::kWindow, unfold = plan.staging == Staging::kUnfold;
+  plan.grad_vectors = has_vectors(o.grad, o.rows, shape.element_bytes, grad);
+  plan.signal_vectors = !unfold && has_vectors(o.signal.strides, o.channels, shape.element_bytes, signal);
+  plan.block_step = static_cast<int>(windows ? o.dilation : positions);
+  plan.row_step = static_cast<int>(windows ? o.stride : 1);
+  plan.window_rows = static_cast<int>(windows ? rows : column_blocks * positions);
+  plan.row_tiles = ceil_div(o.rows, shape.rows);
+  plan.column_tiles = windows ? window_tiles : unfold ? ceil_div(unfold_blocks, column_blocks) : gather_tiles;
+  plan.steps = windows ? window_steps : flat_steps;
+  const int64_t tiles = plan.row_tiles * plan.column_tiles * o.groups;
+  const int64_t sum_bytes = std::max(shape.element_bytes, 4);
+  const int64_t weights_bytes = o.groups * o.rows * o.channels * o.kernel_size * sum_bytes;
+  plan.splits = std::clamp<int64_t>(
+      std::min(plan.steps / kFewestSteps, kPartialBytes / weights_bytes), 1, ceil_div(2 * kFullBlocks, tiles));
+  // A block counts its steps in 31 bits.
+  plan.splits = std::max(plan.splits, ceil_div(plan.steps, INT32_MAX / 2));
+  plan.blocks = tiles * plan.splits;
+  const int64_t grad_rows = ceil_div(shape.rows, row_channels) * positions;
+  plan.shared_bytes = static_cast<int>(kStages * (grad_rows + plan.window_rows) * shape.outer_pitch);
+  return plan;
+}
+
+NarrowPlan plan_narrow(const Correlation& c, int sum_bytes) {
+  // Floats of all windows of a block: 16 KiB, and 8 blocks fill a multiprocessor's threads. More would leave nothing to
+  // the L1 cache.
+  constexpr int64_t kWindow = 4096, kTaps = 64;
+  NarrowPlan plan{};
+  const int64_t columns = most_columns(c), step = c.is_backward ? 1 : c.stride;
+  plan.line_threads = columns > 4 * 32 * kNarrowOutputs ? kThreads : 32;
+  const int64_t lines = kThreads / plan.line_threads, tile = plan.line_threads * kNarrowOutputs;
+  plan.most_taps = static_cast<int>(most_taps(c));
+  plan.slides = step == 1 && distance(c) == 1;
+  plan.tap_block = static_cast<int>(std::min<int64_t>(ceil_div(plan.most_taps, 4) * 4, kTaps));
+  const int64_t window = window_rows(tile, step, plan.tap_block, distance(c)) + (plan.slides ? 4 : 0);
+  plan.window = lines * window <= kWindow ? static_cast<int>(ceil_div(window, 4) * 4) : 0;
+  plan.tiles = ceil_div(columns, tile);
+  plan.splits = 1;
+  plan.blocks = ceil_div(residues(c) * plan.tiles * c.batch * c.groups * c.rows, lines);
+  plan.shared_bytes = static_cast<int>(lines * (std::max<int64_t>(plan.window, tile) + plan.tap_block) * sum_bytes);
+  return plan;
+}
+
+NarrowPlan plan_narrow_outer(const OuterProduct& o, int sum_bytes) {
+  constexpr int64_t kTile = kThreads * kNarrowOutputs, kWindow = 4096;
+  NarrowPlan plan{};
+  plan.line_threads = kThreads;
+  plan.slides = o.stride == 1 && o.dilation == 1;
+  const int64_t window = window_rows(kTile, o.stride, kNarrowTaps, o.dilation) + (plan.slides ? 4 : 0);
+  const bool fills = 2 * o.out_length > kTile;
+  plan.window = fills && window <= kWindow ? static_cast<int>(ceil_div(window, 4) * 4) : 0;
+  plan.tiles = ceil_div(o.out_length, kTile);
+  const int64_t rows = o.groups * o.rows * o.channels * ceil_div(o.kernel_size, kNarrowTaps);
+  const int64_t parts = plan.window > 0 ? o.batch * plan.tiles : ceil_div(o.batch * o.out_length, kTile);
+  const int64_t weights_bytes = o.groups * o.rows * o.channels * o.kernel_size * sum_bytes;
+  plan.splits = std::clamp<int64_t>(
+      std::min(parts, kPartialBytes / weights_bytes), 1, ceil_div(4 * kFullBlocks, rows));
+  plan.blocks = rows * plan.splits;
+  plan.shared_bytes = static_cast<int>((kTile + plan.window) * sum_bytes);
+  return plan;
+}
+
+int64_t bias_splits(int64_t batch, int64_t out_channels, int64_t out_length) {
+  constexpr int64_t kFewestTerms = 4096;
+  return std::clamp<int64_t>(batch * out_length / kFewestTerms, 1, ceil_div(4 * kFullBlocks, out_channels));
+}
+
+}  // namespace conv1d_ext::cuda

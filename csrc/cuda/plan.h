@@ -1,0 +1,97 @@
+// How a problem is cut into blocks of threads and tiles of shared memory: pure functions of its sizes, so that results
+// depend neither on the number of multiprocessors nor on anything else that a device may have more of. Plain data, which
+// host and kernels share; no CUDA.
+#pragma once
+
+#include "cuda/kernels.h"
+#include "problem.h"
+
+namespace conv1d_ext::cuda {
+
+constexpr int kThreads = 256;  // of every block
+constexpr int kRowBytes = 64;  // of the channels that a row of shared memory holds
+// Tiles of weights (or of both operands, in backward_weight) in flight: one in use, two on their way. An L2 access takes
+// some 300 ns on an H100, two steps of 128 x 128 sums on its tensor cores about 250.
+constexpr int kStages = 3;
+
+// The tensor that is read at shifted positions, and what surrounds it.
+struct Signal {
+  TensorStrides strides;
+  int64_t length, padding_left, padding_right;
+  PaddingMode padding_mode;
+};
+
+// What both operators are to the kernels. backward_input of stride s is s problems, one for each residue of the input
+// position modulo s, in which different taps meet.
+struct Correlation {
+  bool is_backward;
+  int64_t batch, groups, rows, channels;  // rows and channels: of each group
+  Signal signal;
+  TensorStrides result;
+  int64_t result_length;
+  int64_t kernel_size, stride, dilation, padding_left;
+  // backward: the greatest common divisor of stride and dilation, and the inverse of dilation / gcd modulo stride / gcd.
+  int64_t gcd, inverse;
+  bool accumulate, negate;
+  bool result_is_sum;  // stored in the type of the sums
+};
+
+// Sums of a tile, by the names of units.cuh.
+struct UnitsShape {
+  int rows, cols, pitch, outer_pitch, outer_positions, scratch_bytes, element_bytes;
+};
+
+enum class Staging {
+  kWindow,  // rows of shared memory are neighbouring positions, read by several taps
+  kGather,  // a row for each column (each position that is summed over, in backward_weight) and tap
+  kUnfold,  // as kGather; channels and taps together are the channels, where there are few
+};
+
+struct CorrelatePlan {
+  Staging staging;
+  bool vectors;  // channels are neighbours in memory: 16 bytes at a time
+  int tap_block, row_step, row_distance;  // rows from column to column, from tap to tap
+  int windows, window_rows;
+  int64_t row_tiles, column_tiles, channel_blocks, packed_taps, packed_elements, blocks;
+  int shared_bytes;
+};
+// shared_bytes: what the device has for a block.
+CorrelatePlan plan_correlation(
+    const Correlation& c, const UnitsShape& shape, Choice::Staging wish, const void* signal, int64_t shared_bytes);
+
+// backward_weight: sum over n, t of grad_output[n, row, t] * padded input[n, c, t * stride + tap * dilation].
+struct OuterProduct {
+  int64_t batch, groups, rows, channels;  // rows: output channels of each group; channels: input channels
+  TensorStrides grad;
+  Signal signal;
+  int64_t out_length, kernel_size, stride, dilation;
+};
+
+struct OuterPlan {
+  Staging staging;
+  bool grad_vectors, signal_vectors;
+  int block_step, row_step, window_rows;  // rows from block of columns to block, from position to position, in all
+  int64_t row_tiles, column_tiles, steps, splits, blocks;
+  int shared_bytes;
+};
+OuterPlan plan_outer(
+    const OuterProduct& o, const UnitsShape& shape, Choice::Staging wish, const void* grad, const void* signal);
+
+// Few channels on both sides of each group (depthwise): FMAs on rows of positions.
+struct NarrowPlan {
+  int line_threads;      // that compute a line: neighbouring results of one row; kThreads or 32
+  int window;            // positions that a line has in shared memory; 0: read from global memory
+  int tap_block, most_taps;
+  bool slides;           // step and distance 1: numbers stay in registers from tap to tap
+  int64_t tiles, splits, blocks;
+  int shared_bytes;
+};
+constexpr int kNarrowOutputs = 4;  // of a thread
+constexpr int kNarrowTaps = 8;     // of a block of backward_weight, each a sum of every thread
+NarrowPlan plan_narrow(const Correlation& c, int sum_bytes);
+NarrowPlan plan_narrow_outer(const OuterProduct& o, int sum_bytes);
+
+// Sums of long rows (bias) in parts, added up in order.
+int64_t bias_splits(int64_t batch, int64_t out_channels, int64_t out_length);
+
+}  // namespace conv1d_ext::cuda

@@ -1,0 +1,297 @@
+// The arithmetic of a block of threads: a tile of kRows x kCols sums in registers, and two ways to add products to it
+// from shared memory. `multiply` sums over the 64 bytes of channels of a row (forward, backward_input);
+// `multiply_outer` over positions, that is, over rows (backward_weight). MatrixUnits does it on tensor cores,
+// FmaUnits in the type itself.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/staging.cuh"
+
+namespace conv1d_ext::cuda {
+
+template <class T>
+constexpr bool kIs16Bit = sizeof(T) == 2;
+
+// As a weight is stored for the matrix units.
+template <class Number, class Storage>
+__device__ inline Storage rounded(Storage value) {
+  if constexpr (std::is_same_v<Number, Tf32>) {
+    return bits_to_float(round_to_tf32(float_to_bits(value)));
+  } else {
+    return value;
+  }
+}
+
+// T: BFloat16, Float16 or Tf32. 8 warps, each with a part of the tile.
+template <class T, int kRows_, int kCols_>
+class MatrixUnits {
+ public:
+  using Number = T;
+  using Storage = std::conditional_t<std::is_same_v<T, Tf32>, float, T>;
+  using Sum = float;
+  static constexpr int kRows = kRows_, kCols = kCols_;
+  static constexpr int kBlocksPerSm = 2, kOuterBlocksPerSm = 2;
+  // Bytes from row to row. For load_matrices rows are to lie 4 banks apart from each other in any order (20 words do);
+  // the TF32 operands of multiply_outer are read one by one, 4 rows and 8 neighbours at once (24 words).
+  static constexpr int kPitch = kRowBytes + 16, kOuterPitch = kRowBytes + (kIs16Bit<T> ? 16 : 32);
+  static constexpr int kOuterPositions = kIs16Bit<T> ? 32 : 16;  // summed over by one multiply_outer
+
+ private:
+  static constexpr int kWarpsDown = kRows >= 128 ? 2 : 1, kWarpsAcross = kWarps / kWarpsDown;
+  static constexpr int kWarpRows = kRows / kWarpsDown, kWarpCols = kCols / kWarpsAcross;
+  static constexpr int kDown = kWarpRows / 16, kAcross = kWarpCols / 8;
+  static constexpr int kScratchPitch = kWarpCols + 4;  // floats
+
+ public:
+  static constexpr int kScratchBytes = kWarps * 16 * kScratchPitch * int(sizeof(float));
+
+  __device__ MatrixUnits()
+      : lane_(thread_index() % 32),
+        row_(thread_index() / 32 / kWarpsAcross * kWarpRows),
+        col_(thread_index() / 32 % kWarpsAcross * kWarpCols) {
+#pragma unroll
+    for (int m = 0; m < kDown; ++m) {
+#pragma unroll
+      for (int n = 0; n < kAcross; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum_[m][n][e] = 0;
+      }
+    }
+  }
+
+  // sum[r][c] += rows[r] . window[first_row + c * row_step]
+  __device__ void multiply(Shared rows, Shared window, int first_row, int row_step) {
+    uint32_t b[kAcross][4];
+#pragma unroll
+    for (int n = 0; n < kAcross; ++n) {
+      const int row = first_row + (col_ + 8 * n + lane_ % 8) * row_step;
+      load_matrices(b[n], window, row * kPitch + lane_ / 8 * 16);
+      round(b[n]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int m = 0; m < kDown; ++m) {
+        uint32_t a[4];  // weights, which are packed in the rounded form
+        load_matrices(a, rows, (row_ + 16 * m + lane_ % 16) * kPitch + half * 32 + lane_ / 16 * 16);
+#pragma unroll
+        for (int n = 0; n < kAcross; ++n) multiply_matrices<T>(sum_[m][n], a, b[n][2 * half], b[n][2 * half + 1]);
+      }
+    }
+  }
+
+  // sum[r][c] += sum over positions p of grad[r at p] * window[c at p]. Both come in blocks of kRowChannels: row r at p
+  // is in row (block of r) * kOuterPositions + p of grad, column c at p in row (block of c) * block_step + p * row_step.
+  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step) {
+    constexpr int kBlock = kRowChannels<Storage>;
+    uint32_t a[4];
+    if constexpr (kIs16Bit<T>) {
+      uint32_t b[kAcross][4];
+#pragma unroll
+      for (int n = 0; n < kAcross; ++n) {
+        const int col = col_ + 8 * n, row = col / kBlock * block_step + lane_ * row_step;
+        load_matrices_transposed(b[n], window, row * kOuterPitch + col % kBlock * 2);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int m = 0; m < kDown; ++m) {
+          const int r = row_ + 16 * m + lane_ / 8 % 2 * 8, position = half * 16 + lane_ / 16 * 8 + lane_ % 8;
+          const int row = r / kBlock * kOuterPositions + position;
+          load_matrices_transposed(a, grad, row * kOuterPitch + r % kBlock * 2);
+#pragma unroll
+          for (int n = 0; n < kAcross; ++n) multiply_matrices<T>(sum_[m][n], a, b[n][2 * half], b[n][2 * half + 1]);
+        }
+      }
+    } else {
+      const int g = lane_ / 4, i = lane_ % 4;
+#pragma unroll
+      for (int p = 0; p < kOuterPositions; p += 8) {
+        uint32_t b[kAcross][2];
+#pragma unroll
+        for (int n = 0; n < kAcross; ++n) {
+          const int col = col_ + 8 * n + g, row = col / kBlock * block_step + (p + i) * row_step;
+          b[n][0] = window.load<uint32_t>(row * kOuterPitch + col % kBlock * 4);
+          b[n][1] = window.load<uint32_t>((row + 4 * row_step) * kOuterPitch + col % kBlock * 4);
+          round(b[n]);
+        }
+#pragma unroll
+        for (int m = 0; m < kDown; ++m) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int r = row_ + 16 * m + g + e % 2 * 8, row = r / kBlock * kOuterPositions + p + i + e / 2 * 4;
+            a[e] = grad.load<uint32_t>(row * kOuterPitch + r % kBlock * 4);
+          }
+          round(a);
+#pragma unroll
+          for (int n = 0; n < kAcross; ++n) multiply_matrices<T>(sum_[m][n], a, b[n][0], b[n][1]);
+        }
+      }
+    }
+  }
+
+  // store(row, place(column), sum) for each element, lanes along the columns: through shared memory, kScratchBytes of
+  // it, to which nobody has business any more.
+  template <class Place, class Store>
+  __device__ void for_each(Shared scratch, const Place& place, const Store& store) const {
+    constexpr int kRowsAtOnce = 32 / kWarpCols;
+    const Shared mine = scratch.from(thread_index() / 32 * 16 * kScratchPitch * int(sizeof(float)));
+    const int64_t at = place(col_ + lane_ % kWarpCols);
+    const int g = lane_ / 4, i = lane_ % 4;
+#pragma unroll
+    for (int m = 0; m < kDown; ++m) {
+#pragma unroll
+      for (int n = 0; n < kAcross; ++n) {
+        const int byte = (g * kScratchPitch + 8 * n + 2 * i) * int(sizeof(float));
+        mine.store<Pack<float, 2>>(byte, {sum_[m][n][0], sum_[m][n][1]});
+        mine.store<Pack<float, 2>>(byte + 8 * kScratchPitch * int(sizeof(float)), {sum_[m][n][2], sum_[m][n][3]});
+      }
+      sync_warp();
+#pragma unroll
+      for (int r = 0; r < 16; r += kRowsAtOnce) {
+        const int row = r + lane_ / kWarpCols;
+        const int byte = (row * kScratchPitch + lane_ % kWarpCols) * int(sizeof(float));
+        store(row_ + 16 * m + row, at, mine.load<float>(byte));
+      }
+      sync_warp();
+    }
+  }
+
+  // store(row, column, sum) for each element, after multiply_outer.
+  template <class Store>
+  __device__ void for_each_outer(const Store& store) const {
+    const int g = lane_ / 4, i = lane_ % 4;
+#pragma unroll
+    for (int m = 0; m < kDown; ++m) {
+#pragma unroll
+      for (int n = 0; n < kAcross; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          store(row_ + 16 * m + g + e / 2 * 8, col_ + 8 * n + 2 * i + e % 2, sum_[m][n][e]);
+        }
+      }
+    }
+  }
+
+ private:
+  template <int kCount>
+  __device__ static void round(uint32_t (&bits)[kCount]) {
+    if constexpr (std::is_same_v<T, Tf32>) {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) bits[e] = round_to_tf32(bits[e]);
+    }
+  }
+
+  int lane_, row_, col_;
+  float sum_[kDown][kAcross][4];
+};
+
+// T: float or double. Each thread has kThreadRows x kThreadCols sums; a warp is 4 threads high and 8 wide, so that its
+// loads of 16 bytes are of 4 and of 8 rows, in different banks.
+template <class T, int kRows_, int kCols_, int kThreadRows, int kThreadCols>
+class FmaUnits {
+ public:
+  using Number = T;
+  using Storage = T;
+  using Sum = T;
+  static constexpr int kRows = kRows_, kCols = kCols_;
+  static constexpr int kBlocksPerSm = 2, kOuterBlocksPerSm = 2;
+  static constexpr int kPitch = kRowBytes + 16, kOuterPitch = kRowBytes + 16;
+  static constexpr int kOuterPositions = 16;
+  static constexpr int kScratchBytes = 0;
+
+ private:
+  static constexpr int kWarpRows = 4 * kThreadRows, kWarpCols = 8 * kThreadCols;
+  static constexpr int kWarpsAcross = kCols / kWarpCols;
+  static_assert(kRows / kWarpRows * kWarpsAcross == kWarps);
+  static constexpr int kChunk = 16 / int(sizeof(T));  // numbers
+
+ public:
+  __device__ FmaUnits()
+      : row_(thread_index() / 32 / kWarpsAcross * kWarpRows),
+        col_(thread_index() / 32 % kWarpsAcross * kWarpCols),
+        y_(thread_index() % 32 / 8),
+        x_(thread_index() % 8) {
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kThreadCols; ++j) sum_[i][j] = 0;
+    }
+  }
+
+  __device__ void multiply(Shared rows, Shared window, int first_row, int row_step) {
+    // Not unrolled: a second set of operands would not fit into the registers.
+#pragma unroll 1
+    for (int chunk = 0; chunk < kRowBytes; chunk += 16) {
+      Pack<T, kChunk> b[kThreadCols];
+#pragma unroll
+      for (int j = 0; j < kThreadCols; ++j) {
+        b[j] = window.load<Pack<T, kChunk>>((first_row + (col_ + x_ + 8 * j) * row_step) * kPitch + chunk);
+      }
+#pragma unroll
+      for (int i = 0; i < kThreadRows; ++i) {
+        const auto a = rows.load<Pack<T, kChunk>>((row_ + y_ + 4 * i) * kPitch + chunk);
+#pragma unroll
+        for (int e = 0; e < kChunk; ++e) {
+#pragma unroll
+          for (int j = 0; j < kThreadCols; ++j) sum_[i][j] += a.at[e] * b[j].at[e];
+        }
+      }
+    }
+  }
+
+  // Here a thread's rows and columns are neighbours, kChunk at a time.
+  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step) {
+    constexpr int kBlock = kRowChannels<T>, kSize = int(sizeof(T));
+#pragma unroll 2
+    for (int p = 0; p < kOuterPositions; ++p) {
+      Pack<T, kChunk> a[kThreadRows / kChunk], b[kThreadCols / kChunk];
+#pragma unroll
+      for (int i = 0; i < kThreadRows / kChunk; ++i) {
+        const int r = outer_row(i * kChunk), row = r / kBlock * kOuterPositions + p;
+        a[i] = grad.load<Pack<T, kChunk>>(row * kOuterPitch + r % kBlock * kSize);
+      }
+#pragma unroll
+      for (int j = 0; j < kThreadCols / kChunk; ++j) {
+        const int c = outer_col(j * kChunk), row = c / kBlock * block_step + p * row_step;
+        b[j] = window.load<Pack<T, kChunk>>(row * kOuterPitch + c % kBlock * kSize);
+      }
+#pragma unroll
+      for (int i = 0; i < kThreadRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < kThreadCols; ++j) {
+          sum_[i][j] += a[i / kChunk].at[i % kChunk] * b[j / kChunk].at[j % kChunk];
+        }
+      }
+    }
+  }
+
+  template <class Place, class Store>
+  __device__ void for_each(Shared, const Place& place, const Store& store) const {
+#pragma unroll
+    for (int j = 0; j < kThreadCols; ++j) {
+      const int64_t at = place(col_ + x_ + 8 * j);
+#pragma unroll
+      for (int i = 0; i < kThreadRows; ++i) store(row_ + y_ + 4 * i, at, sum_[i][j]);
+    }
+  }
+
+  template <class Store>
+  __device__ void for_each_outer(const Store& store) const {
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kThreadCols; ++j) store(outer_row(i), outer_col(j), sum_[i][j]);
+    }
+  }
+
+ private:
+  __device__ int outer_row(int i) const { return row_ + i / kChunk * 4 * kChunk + y_ * kChunk + i % kChunk; }
+  __device__ int outer_col(int j) const { return col_ + j / kChunk * 8 * kChunk + x_ * kChunk + j % kChunk; }
+
+  int row_, col_, y_, x_;
+  T sum_[kThreadRows][kThreadCols];
+};
+
+}  // namespace conv1d_ext::cuda
