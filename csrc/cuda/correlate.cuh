@@ -13,38 +13,69 @@ namespace conv1d_ext::cuda {
 
 // One residue of it.
 struct Residue {
-  int64_t columns;                // results of each row of the batch item: at residue + column * column_step
-  int64_t first, step, distance;  // positions of the signal: of column 0 and tap 0, from column to column, tap to tap
+  int columns;                    // results of each row of the batch item: at residue + column * column_step
+  int first, step, distance;      // positions of the signal: of column 0 and tap 0, from column to column, tap to tap
   int taps, first_tap, tap_step;  // tap i is the kernel's tap first_tap + i * tap_step
 };
 
-__device__ inline int64_t residues(const Correlation& c) { return c.is_backward ? c.stride : 1; }
-__device__ inline int64_t column_step(const Correlation& c) { return c.is_backward ? c.stride : 1; }
+__device__ inline int residues(const Correlation& c) { return c.is_backward ? c.stride : 1; }
+__device__ inline int column_step(const Correlation& c) { return c.is_backward ? c.stride : 1; }
 
-__device__ inline Residue residue_of(const Correlation& c, int64_t residue) {
-  if (!c.is_backward) {
-    return {c.result_length, -c.padding_left, c.stride, c.dilation, static_cast<int>(c.kernel_size), 0, 1};
-  }
+__device__ inline Residue residue_of(const Correlation& c, int residue) {
+  if (!c.is_backward) return {c.result_length, -c.padding_left, c.stride, c.dilation, c.kernel_size, 0, 1};
   // Input position j meets output position t in tap k where j + padding_left == t * stride + k * dilation.
   Residue r{};
   r.columns = residue < c.result_length ? (c.result_length - residue - 1) / c.stride + 1 : 0;
   r.step = 1;
   r.distance = c.dilation / c.gcd;
-  const int64_t padded = residue + c.padding_left, tap_step = c.stride / c.gcd;
+  const int padded = residue + c.padding_left, tap_step = c.stride / c.gcd;
   if (padded % c.gcd != 0) return r;  // no tap meets any of these
-  const int64_t lowest = padded / c.gcd % tap_step * c.inverse % tap_step;
+  const int lowest = static_cast<int>(int64_t{padded / c.gcd % tap_step} * c.inverse % tap_step);
   if (lowest >= c.kernel_size) return r;
-  r.taps = static_cast<int>((c.kernel_size - 1 - lowest) / tap_step) + 1;
+  r.taps = (c.kernel_size - 1 - lowest) / tap_step + 1;
   // From the last tap to the first, so that positions grow.
-  r.first_tap = static_cast<int>(lowest + (r.taps - 1) * tap_step);
-  r.tap_step = static_cast<int>(-tap_step);
-  r.first = (padded - r.first_tap * c.dilation) / c.stride;
+  r.first_tap = lowest + (r.taps - 1) * tap_step;
+  r.tap_step = -tap_step;
+  r.first = static_cast<int>((padded - int64_t{r.first_tap} * c.dilation) / c.stride);
   return r;
 }
 
 // For tiles whose columns are taken from the whole batch: where each column's batch item begins, and its position.
 struct Place {
-  int64_t item, position;
+  int64_t item;
+  int position, unused;
+};
+
+// The steps of a tile: blocks of channels, the windows of each, and the taps of each window. Begins with a window of one
+// tap before the first, during whose step the first one is copied.
+class Steps {
+ public:
+  __device__ Steps(int taps, int tap_block)
+      : windows_((taps + tap_block - 1) / tap_block), taps_(taps / windows_), longer_(taps % windows_) {}
+  __device__ void advance() {
+    if (++tap_ < window_end()) return;
+    *this = next_window();
+    tap_ = window_begin();
+  }
+  __device__ Steps next_window() const {
+    Steps next = *this;
+    ++next.count_;
+    if (++next.window_ == windows_) next.window_ = 0;
+    if (next.window_ == 0) ++next.channel_block_;
+    return next;
+  }
+  __device__ int channel_block() const { return channel_block_; }
+  __device__ int tap() const { return tap_; }
+  // Of the window: how many were before it, and which taps it has. Of equal number, to within one.
+  __device__ int count() const { return count_; }
+  __device__ int window_begin() const { return begin_of(window_); }
+  __device__ int window_end() const { return window_ < 0 ? 0 : begin_of(window_ + 1); }
+
+ private:
+  __device__ int begin_of(int window) const { return window * taps_ + (window < longer_ ? window : longer_); }
+
+  int windows_, taps_, longer_;  // of the first `longer_` windows each has a tap more
+  int channel_block_ = -1, window_ = -1, count_ = -1, tap_ = -1;
 };
 
 template <class T, class Sum>
@@ -63,84 +94,51 @@ __device__ inline void store_sum(
   result.store(at, narrow<T>(sum));
 }
 
-// Which tap of which channels, in the order in which they are added up: windows, and the taps in each.
-class Steps {
- public:
-  __device__ Steps(int taps, int tap_block)
-      : taps_(taps), blocks_((taps + tap_block - 1) / tap_block), window_end_(block_end(0)) {}
-  __device__ void advance() {
-    if (++tap_ == window_end_) next_window();
-  }
-  __device__ void next_window() {
-    ++window_;
-    if (++block_ == blocks_) {
-      block_ = 0;
-      ++channel_block_;
-    }
-    tap_ = window_begin_ = block_ == 0 ? 0 : block_end(block_ - 1);
-    window_end_ = block_end(block_);
-  }
-  __device__ int channel_block() const { return channel_block_; }
-  __device__ int window() const { return window_; }
-  __device__ int tap() const { return tap_; }
-  __device__ int window_begin() const { return window_begin_; }  // its first tap
-  __device__ int window_end() const { return window_end_; }
-
- private:
-  // Blocks of equal size, to within one tap.
-  __device__ int block_end(int block) const { return static_cast<int>(int64_t{block + 1} * taps_ / blocks_); }
-
-  int taps_, blocks_, channel_block_ = 0, block_ = 0, window_ = 0, tap_ = 0, window_begin_ = 0, window_end_;
-};
-
 template <class Units>
 __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     const Correlation c, const CorrelatePlan plan, const Global<const typename Units::Storage> signal,
     const Global<const typename Units::Storage> packed, const Global<const typename Units::Storage> bias,
     const Global<typename Units::Storage> result) {
   using T = typename Units::Storage;
-  using Sum = typename Units::Sum;
   constexpr int kRows = Units::kRows, kCols = Units::kCols, kPitch = Units::kPitch;
   constexpr int kChannels = kRowChannels<T>, kChunksPerTile = kRows * kRowBytes / 16;
   constexpr int kAhead = kStages - 1;
 
-  const Shared memory = shared_memory();
-  const Shared places = memory;
+  const Shared places = shared_memory();
   const Shared weight_ring = places.from(kCols * int(sizeof(Place)));
   const Shared window_ring = weight_ring.from(kStages * kRows * kPitch);
-  const int window_bytes = plan.window_rows * kPitch;
+  const bool in_windows = plan.staging == Staging::kWindow, unfold = plan.staging == Staging::kUnfold;
 
   for (int64_t block = block_index(); block < plan.blocks; block += block_count()) {
-    int64_t rest = block;
-    const int64_t row_tile = rest % plan.row_tiles;
-    rest = divide(rest, plan.row_tiles);
-    const int64_t column_tile = rest % plan.column_tiles;
+    int64_t rest = divide(block, plan.row_tiles);
+    const int row_tile = static_cast<int>(block - rest * plan.row_tiles);
+    int64_t column_tile = rest;
     rest = divide(rest, plan.column_tiles);
-    const int64_t residue_index = rest % residues(c);
+    column_tile -= rest * plan.column_tiles;
     const int64_t group = divide(rest, residues(c));
+    const int residue_index = static_cast<int>(rest - group * residues(c));
     const Residue residue = residue_of(c, residue_index);
 
     // The tile's columns: of one batch item where there are windows, of all of them otherwise.
-    const bool windows = plan.staging == Staging::kWindow, unfold = plan.staging == Staging::kUnfold;
-    const int64_t item_tiles = windows ? divide(plan.column_tiles, c.batch) : 1;
-    const int64_t item = windows ? divide(column_tile, item_tiles) : 0;
+    const int64_t item_tiles = in_windows ? divide(plan.column_tiles, c.batch) : 1;
+    const int64_t item = in_windows ? divide(column_tile, item_tiles) : 0;
     const int64_t first_column = (column_tile - item * item_tiles) * kCols;
-    const int64_t columns = windows ? residue.columns : c.batch * residue.columns;
+    const int64_t columns = in_windows ? residue.columns : c.batch * residue.columns;
     if (first_column >= columns) continue;
 
     const int64_t group_offset = group * c.channels * c.signal.strides.channel;
-    const auto place = [&](int64_t column) -> Place {
-      const int64_t n = windows ? item : divide(column, residue.columns);
-      const int64_t q = windows ? column : column - n * residue.columns;
-      return {n, q};
+    const auto item_of = [&](int64_t column) { return in_windows ? item : divide(column, residue.columns); };
+    const auto position_of = [&](int64_t column, int64_t n) {
+      return static_cast<int>(in_windows ? column : column - n * residue.columns);
     };
-    if (!windows) {
+    if (!in_windows) {
       for (int i = thread_index(); i < kCols; i += kThreads) {
-        const bool exists = first_column + i < columns;
-        const auto [n, q] = exists ? place(first_column + i) : Place{};
-        // -1: shows nothing
-        const Place entry{
-            exists ? n * c.signal.strides.batch + group_offset : -1, q * residue.step + residue.first};
+        Place entry{-1, 0, 0};  // shows nothing
+        if (first_column + i < columns) {
+          const int64_t n = item_of(first_column + i);
+          entry.item = n * c.signal.strides.batch + group_offset;
+          entry.position = position_of(first_column + i, n) * residue.step + residue.first;
+        }
         places.store(i * int(sizeof(Place)), entry);
       }
       sync_block();
@@ -148,99 +146,98 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
 
     const int taps = unfold ? 1 : residue.taps;
     const int channels = static_cast<int>(unfold ? c.channels * residue.taps : c.channels);
-    const int steps = taps > 0 ? (channels + kChannels - 1) / kChannels * taps : 0;
+    const int steps = (channels + kChannels - 1) / kChannels * taps;
     const int64_t item_offset = item * c.signal.strides.batch + group_offset;
+    const int first_position = in_windows ? static_cast<int>(first_column) * residue.step + residue.first : 0;
 
-    Copier<T, kPitch> copier;
-    // Rows [first, last) of the window at `at`.
-    const auto copy_window = [&](const Steps& at, int first, int last) {
-      const Shared window = window_ring.from(at.window() % plan.windows * window_bytes);
-      const int channel0 = at.channel_block() * kChannels;
-      const int64_t position0 =
-          windows ? first_column * residue.step + residue.first + at.window_begin() * residue.distance
-                  : at.window_begin() * residue.distance;
+    Copier<T, kPitch, Units::kHeldRows> copier;
+    const auto window_at = [&](const Steps& at) {
+      return window_ring.from(at.count() % plan.windows * plan.window_rows * kPitch);
+    };
+    // All copies of the step at `at`: its weights, and its share of the window after its own.
+    const auto copy_step = [&](const Steps& at, int step) {
+      if (step >= 0) {
+        const int64_t tap = unfold ? 0 : residue.first_tap + at.tap() * residue.tap_step;
+        const int64_t tile =
+            ((group * plan.packed_taps + tap) * plan.channel_blocks + at.channel_block()) * plan.row_tiles + row_tile;
+        const auto from = packed.from(tile * kChunksPerTile * (16 / int(sizeof(T))));
+        const Shared weights = weight_ring.from(step % kStages * kRows * kPitch);
+        for (int chunk = thread_index(); chunk < kChunksPerTile; chunk += kThreads) {
+          copy_async<16>(weights, chunk / 4 * kPitch + chunk % 4 * 16, from, chunk * (16 / int(sizeof(T))), true);
+        }
+      }
+      const Steps next = at.next_window();
+      const int channel0 = next.channel_block() * kChannels;
+      if (channel0 >= channels) return;
+      const int rows =
+          in_windows ? (kCols - 1) * plan.row_step + (next.window_end() - next.window_begin() - 1) * plan.row_distance + 1
+                     : kCols;
+      const int parts = step < 0 ? 1 : at.window_end() - at.window_begin();
+      const int part = step < 0 ? 0 : at.tap() - at.window_begin();
+      const int position0 = first_position + next.window_begin() * residue.distance;
       const auto shows = [&](int row, int word) -> int64_t {
         int channel = channel0 + word;
         if (channel >= channels) return -1;
-        int64_t offset = item_offset, position = position0 + row;
-        if (!windows) {
-          const auto from = places.load<Place>(row * int(sizeof(Place)));
-          if (from.item < 0) return -1;
-          offset = from.item;
-          position = from.position + position0;
+        int64_t offset = item_offset;
+        int position = position0 + row;
+        if (!in_windows) {
+          const auto place = places.load<Place>(row * int(sizeof(Place)));
+          if (place.item < 0) return -1;
+          offset = place.item;
+          position = place.position + position0;
           if (unfold) {
-            const int virtual_channel = channel;
-            channel = virtual_channel / residue.taps;
-            position += (virtual_channel - channel * residue.taps) * residue.distance;
+            const int tap = channel % residue.taps;
+            channel /= residue.taps;
+            position += tap * residue.distance;
           }
         }
         const int64_t shown = shown_at(c.signal, position);
         return shown < 0 ? -1 : offset + channel * c.signal.strides.channel + shown;
       };
       if (plan.vectors) {
-        copy_vectors<T, kPitch>(window, first, last, signal, shows);
+        copy_vectors<T, kPitch>(window_at(next), rows * part / parts, rows * (part + 1) / parts, signal, shows);
       } else {
-        copier.start(window, first, last, signal, shows);
+        copier.start(window_at(next), rows * part / parts, rows * (part + 1) / parts, signal, shows);
       }
-      return window;
-    };
-    // All copies of the step at `at`: its weights, and its share of the next window. Returns where the latter goes.
-    const auto copy_step = [&](const Steps& at, int step) {
-      const int64_t tap = unfold ? 0 : residue.first_tap + int64_t{at.tap()} * residue.tap_step;
-      const int64_t tile =
-          ((group * plan.packed_taps + tap) * plan.channel_blocks + at.channel_block()) * plan.row_tiles + row_tile;
-      const Shared weights = weight_ring.from(step % kStages * kRows * kPitch);
-      for (int chunk = thread_index(); chunk < kChunksPerTile; chunk += kThreads) {
-        copy_async<16>(
-            weights, chunk / 4 * kPitch + chunk % 4 * 16, packed, (tile * kChunksPerTile + chunk) * (16 / int(sizeof(T))),
-            true);
-      }
-      const int taps_here = at.window_end() - at.window_begin(), index = at.tap() - at.window_begin();
-      Steps next = at;
-      next.next_window();
-      if (next.channel_block() * kChannels >= channels) return window_ring;
-      const int rows = windows ? (kCols - 1) * plan.row_step +
-                                     (next.window_end() - next.window_begin() - 1) * plan.row_distance + 1
-                               : kCols;
-      return copy_window(next, rows * index / taps_here, rows * (index + 1) / taps_here);
     };
 
     Units units;
     if (steps > 0) {
-      Steps ahead(taps, plan.tap_block), at = ahead;
-      const int rows = windows ? (kCols - 1) * plan.row_step + (at.window_end() - 1) * plan.row_distance + 1 : kCols;
-      copier.finish(copy_window(ahead, 0, rows));
-      for (int step = 0; step < kAhead; ++step) {
-        if (step < steps) copier.finish(copy_step(ahead, step));
-        commit_copies();
-        ahead.advance();
-      }
+      Steps ahead(taps, plan.tap_block);
+      int first_bytes[kAhead] = {};  // of the window, for the first column: of this step and those ahead
 #pragma unroll 1
-      for (int step = 0; step < steps; ++step) {
-        wait_copies<kAhead - 1>();
-        sync_block();
-        Shared window = window_ring;
-        if (step + kAhead < steps) window = copy_step(ahead, step + kAhead);
+      for (int step = -kAhead - 1; step < steps; ++step) {
+        if (step >= 0) {
+          wait_copies<kAhead - 1>();
+          sync_block();
+        }
+        if (step + kAhead < steps) copy_step(ahead, step + kAhead);
         commit_copies();
-        units.multiply(
-            weight_ring.from(step % kStages * kRows * kPitch), window_ring.from(at.window() % plan.windows * window_bytes),
-            (at.tap() - at.window_begin()) * plan.row_distance, plan.row_step);
-        copier.finish(window);
+        if (step >= 0) {
+          units.multiply(
+              weight_ring.from(step % kStages * kRows * kPitch), window_ring.from(first_bytes[0]), plan.row_step);
+        }
+        copier.finish(window_at(ahead.next_window()));
+#pragma unroll
+        for (int i = 0; i + 1 < kAhead; ++i) first_bytes[i] = first_bytes[i + 1];
+        const int tap = ahead.tap() - ahead.window_begin();
+        first_bytes[kAhead - 1] =
+            (ahead.count() % plan.windows * plan.window_rows + tap * plan.row_distance) * kPitch;
         ahead.advance();
-        at.advance();
       }
       sync_block();
     }
 
-    const int64_t row0 = row_tile * kRows;
+    const int row0 = row_tile * kRows;
     units.for_each(
         weight_ring,
         [&](int column) -> int64_t {
           if (first_column + column >= columns) return -1;
-          const auto [n, q] = place(first_column + column);
+          const int64_t n = item_of(first_column + column);
+          const int64_t q = position_of(first_column + column, n);
           return n * c.result.batch + (residue_index + q * column_step(c)) * c.result.position;
         },
-        [&](int row, int64_t at, Sum sum) {
+        [&](int row, int64_t at, typename Units::Sum sum) {
           if (at < 0 || row0 + row >= c.rows) return;
           const int64_t channel = group * c.rows + row0 + row;
           store_sum<T>(c, sum, channel, at + channel * c.result.channel, bias, result);

@@ -29,6 +29,13 @@ bool runs_on(Type type, const Device& device) {
   return device.capability >= (type == Type::kFloat64 || type == Type::kFloat32 ? 75 : 80);
 }
 
+bool fits(const Conv1dProblem& p) {
+  constexpr int64_t kLimit = (1 << 30) - 2;  // twice a length is formed where it is reflected
+  const int64_t padded = p.padding_left + p.in_length + p.padding_right;
+  return padded < kLimit && p.kernel_size < kLimit && p.stride < kLimit && p.dilation < kLimit &&
+         p.in_channels < kLimit && p.out_channels < kLimit;
+}
+
 int64_t workspace_bytes(
     Op op, Type type, const Conv1dProblem& problem, const Device& device, const Choice& choice) {
   return run_for(type)(op, problem, device, {}, nullptr, nullptr, choice);

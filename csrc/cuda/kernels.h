@@ -30,6 +30,9 @@ struct Device {
 // Whether the device has what the kernels of this type need.
 bool runs_on(Type type, const Device& device);
 
+// Whether the problem's positions fit into the kernels' 32 bits; sizes and offsets of tensors have 64.
+bool fits(const Conv1dProblem& problem);
+
 // For tests: what is chosen by the sizes of the problem otherwise.
 struct Choice {
   enum class Algorithm { kAny, kNarrow, kMatrix } algorithm = Algorithm::kAny;

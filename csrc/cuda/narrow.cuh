@@ -8,6 +8,11 @@
 
 namespace conv1d_ext::cuda {
 
+// The more blocks, the more is on its way from memory at a time: 12 KiB of float32 with 4 numbers a thread. Four would
+// leave 64 registers, which are too few; of double, twice as large, two have as much on its way.
+template <class Sum>
+constexpr int kNarrowBlocksPerSm = sizeof(Sum) == sizeof(double) ? 2 : 3;
+
 // x[to], ... x[to + 3]: four neighbouring numbers of a row of shared memory, the first of them at a multiple of four.
 template <class Sum, int kCount>
 __device__ inline void load_four(Sum (&x)[kCount], int to, Shared row, int first) {
@@ -20,8 +25,13 @@ __device__ inline void load_four(Sum (&x)[kCount], int to, Shared row, int first
   }
 }
 
+// As shown_at, for the positions of results beyond the last as well, which may not fit into 32 bits.
+__device__ inline int64_t shown_far(const Signal& signal, int64_t p) {
+  return p == static_cast<int>(p) ? shown_at(signal, static_cast<int>(p)) : -1;
+}
+
 template <class T, class Sum>
-__global__ void __launch_bounds__(kThreads) correlate_narrow(
+__global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum>) correlate_narrow(
     const Correlation c, const NarrowPlan plan, const WeightView view, const Global<const T> signal,
     const Global<const T> weight, const Global<const T> bias, const Global<T> result) {
   constexpr int kSize = int(sizeof(Sum));
@@ -36,12 +46,11 @@ __global__ void __launch_bounds__(kThreads) correlate_narrow(
   for (int64_t block = block_index(); block < plan.blocks; block += block_count()) {
     // Lines beyond the last do the last one's work once more, without storing it, so that all meet at the barriers.
     const int64_t index = block * lines + line;
-    int64_t rest = index < total ? index : total - 1;
-    const int64_t tile_index = rest % plan.tiles;
-    rest = divide(rest, plan.tiles);
-    const int64_t row = rest % all_rows;
-    rest = divide(rest, all_rows);
-    const int64_t n = rest % c.batch, residue_index = divide(rest, c.batch);
+    const int64_t tile_row = index < total ? index : total - 1;
+    const int64_t item_row = divide(tile_row, plan.tiles), tile_index = tile_row - item_row * plan.tiles;
+    const int64_t residue_item = divide(item_row, all_rows), row = item_row - residue_item * all_rows;
+    const int residue_index = static_cast<int>(divide(residue_item, c.batch));
+    const int64_t n = residue_item - residue_index * c.batch;
     const int64_t group = divide(row, c.rows);
     const Residue residue = residue_of(c, residue_index);
     const int64_t first_column = tile_index * tile;
@@ -63,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) correlate_narrow(
         const int64_t channel_offset = line_offset + channel * c.signal.strides.channel;
         const int64_t first = residue.first + first_column * residue.step + tap0 * residue.distance;
         const auto read = [&](int64_t position) -> Sum {
-          const int64_t shown = shown_at(c.signal, position);
+          const int64_t shown = shown_far(c.signal, position);
           return shown < 0 ? Sum{0} : Sum{widen(signal.load(channel_offset + shown))};
         };
         if (plan.window > 0) {
@@ -100,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) correlate_narrow(
             const Sum w = weights.load<Sum>(tap * kSize);
 #pragma unroll
             for (int o = 0; o < kNarrowOutputs; ++o) {
-              const int64_t at = (thread + o * plan.line_threads) * residue.step + tap * residue.distance;
+              const int64_t at = int64_t{thread + o * plan.line_threads} * residue.step + tap * residue.distance;
               sum[o] += w * (plan.window > 0 ? window.load<Sum>(static_cast<int>(at) * kSize) : read(first + at));
             }
           }
@@ -130,7 +139,7 @@ __global__ void __launch_bounds__(kThreads) correlate_narrow(
 
 // backward_weight: each block has kNarrowTaps taps of one weight's row, and a part of the positions.
 template <class T, class Sum>
-__global__ void __launch_bounds__(kThreads) multiply_outer_narrow(
+__global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum>) multiply_outer_narrow(
     const OuterProduct o, const NarrowPlan plan, const Global<const T> grad, const Global<const T> signal,
     const Global<Sum> partials) {
   constexpr int kSize = int(sizeof(Sum)), kTile = kThreads * kNarrowOutputs;
@@ -150,7 +159,7 @@ __global__ void __launch_bounds__(kThreads) multiply_outer_narrow(
       return widen(grad.load(n * o.grad.batch + out_channel * o.grad.channel + t * o.grad.position));
     };
     const auto read_signal = [&](int64_t n, int64_t position) -> Sum {
-      const int64_t shown = shown_at(o.signal, position - o.signal.padding_left);
+      const int64_t shown = shown_far(o.signal, position - o.signal.padding_left);
       if (shown < 0) return 0;
       return widen(signal.load(n * o.signal.strides.batch + in_channel * o.signal.strides.channel + shown));
     };

@@ -7,8 +7,20 @@
 
 namespace conv1d_ext::cuda {
 
+// Where a position that is summed over is: the offsets of its row of grad_output (-1: there is none such position) and of
+// its batch item of the input, and the position in the latter of tap 0.
+struct OuterPlace {
+  int64_t grad, item;
+  int position, unused;
+};
+
+// What the columns of a block of columns are: channels from `channel` on, of tap `tap`.
+struct ColumnBlock {
+  int channel, tap;
+};
+
 template <class Units>
-__global__ void __launch_bounds__(kThreads, Units::kOuterBlocksPerSm) multiply_outer(
+__global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
     const OuterProduct o, const OuterPlan plan, const Global<const typename Units::Storage> grad,
     const Global<const typename Units::Storage> signal, const Global<typename Units::Sum> partials) {
   using T = typename Units::Storage;
@@ -17,141 +29,130 @@ __global__ void __launch_bounds__(kThreads, Units::kOuterBlocksPerSm) multiply_o
   constexpr int kRowBlocks = (kRows + kChannels - 1) / kChannels, kColBlocks = kCols / kChannels;
   constexpr int kGradRows = kRowBlocks * kPositions, kAhead = kStages - 1;
 
-  const Shared grad_ring = shared_memory();
+  const Shared places = shared_memory();  // of two steps
+  const Shared columns = places.from(2 * kPositions * int(sizeof(OuterPlace)));
+  const Shared grad_ring = columns.from(kColBlocks * int(sizeof(ColumnBlock)));
   const Shared window_ring = grad_ring.from(kStages * kGradRows * kPitch);
   const int window_bytes = plan.window_rows * kPitch;
-  const bool windows = plan.staging == Staging::kWindow, unfold = plan.staging == Staging::kUnfold;
-  const int kernel_size = static_cast<int>(o.kernel_size);
-  const int tap_blocks = (kernel_size + kColBlocks - 1) / kColBlocks;
+  const bool in_windows = plan.staging == Staging::kWindow, unfold = plan.staging == Staging::kUnfold;
 
   for (int64_t block = block_index(); block < plan.blocks; block += block_count()) {
-    int64_t rest = block;
-    const int64_t row0 = rest % plan.row_tiles * kRows;
-    rest = divide(rest, plan.row_tiles);
-    const int64_t column_tile = rest % plan.column_tiles;
+    int64_t rest = divide(block, plan.row_tiles);
+    const int64_t row0 = (block - rest * plan.row_tiles) * kRows;
+    int64_t column_tile = rest;
     rest = divide(rest, plan.column_tiles);
-    const int64_t group = rest % o.groups;
-    const int64_t split = divide(rest, o.groups);
+    column_tile -= rest * plan.column_tiles;
+    const int64_t split = divide(rest, o.groups), group = rest - split * o.groups;
     const int64_t first_step = divide(plan.steps * split, plan.splits);
     const int steps = static_cast<int>(divide(plan.steps * (split + 1), plan.splits) - first_step);
+    const int row_channels = static_cast<int>(o.rows - row0 < kRows ? o.rows - row0 : kRows);
+    const int channels = static_cast<int>(o.channels);
 
-    const int64_t grad_offset = (group * o.rows + row0) * o.grad.channel;
-    const int64_t signal_offset = group * o.channels * o.signal.strides.channel;
-    const int row_channels = static_cast<int>(o.rows - row0), channels = static_cast<int>(o.channels);
-
-    // The batch item and the output position of position p of a step; none: an item of -1.
-    const int64_t item_steps = (o.out_length + kPositions - 1) / kPositions, flat_length = o.batch * o.out_length;
-    const auto place = [&](int64_t step, int p) -> Place {
-      int64_t n, t;
-      if (windows) {
-        n = divide(step, item_steps);
-        t = (step - n * item_steps) * kPositions + p;
-        if (t >= o.out_length) n = -1;
+    if (thread_index() < kColBlocks) {
+      ColumnBlock entry;
+      if (in_windows) {
+        const int tap_blocks = (o.kernel_size + kColBlocks - 1) / kColBlocks;
+        entry.channel = static_cast<int>(divide(column_tile, tap_blocks)) * kChannels;
+        entry.tap = static_cast<int>(column_tile % tap_blocks) * kColBlocks + thread_index();
       } else {
-        const int64_t flat = step * kPositions + p;
-        n = divide(flat, o.out_length);
-        t = flat - n * o.out_length;
-        if (flat >= flat_length) n = -1;
+        const int index = static_cast<int>(column_tile) * kColBlocks + thread_index();
+        entry.channel = (unfold ? index : index / o.kernel_size) * kChannels;
+        entry.tap = unfold ? 0 : index % o.kernel_size;
       }
-      return {n, t};
+      columns.store(thread_index() * int(sizeof(ColumnBlock)), entry);
+    }
+    const auto column_block = [&](int index) {
+      return columns.load<ColumnBlock>(index * int(sizeof(ColumnBlock)));
     };
-
-    // What the columns of a block of kChannels columns are: channels from `channel` on, of tap `tap`.
-    struct ColumnBlock {
-      int channel, tap;
-    };
-    const auto column_block = [&](int index) -> ColumnBlock {
-      if (windows) {
-        const int channel_block = static_cast<int>(column_tile / tap_blocks);
-        return {channel_block * kChannels, static_cast<int>(column_tile % tap_blocks) * kColBlocks + index};
+    // The places of a step, each found by one thread.
+    const auto find_places = [&](int step) {
+      const int p = thread_index();
+      if (p >= kPositions) return;
+      const int64_t at = first_step + step;
+      int64_t n, t;
+      if (in_windows) {
+        const int64_t item_steps = (o.out_length + kPositions - 1) / kPositions;
+        n = divide(at, item_steps);
+        t = (at - n * item_steps) * kPositions + p;
+      } else {
+        n = divide(at * kPositions + p, o.out_length);
+        t = at * kPositions + p - n * o.out_length;
       }
-      const int pair = static_cast<int>(column_tile) * kColBlocks + index;
-      if (unfold) return {pair * kChannels, 0};
-      return {pair / kernel_size * kChannels, pair % kernel_size};
+      OuterPlace entry{-1, 0, 0, 0};
+      if (n < o.batch && t < o.out_length) {
+        entry.grad = n * o.grad.batch + t * o.grad.position;
+        entry.item = n * o.signal.strides.batch;
+        entry.position = static_cast<int>(t) * o.stride - o.signal.padding_left;
+      }
+      places.store((step % 2 * kPositions + p) * int(sizeof(OuterPlace)), entry);
     };
+    const auto grads = grad.from((group * o.rows + row0) * o.grad.channel);
+    const auto signals = signal.from(group * o.channels * o.signal.strides.channel);
 
-    Copier<T, kPitch> grad_copier, signal_copier;
-    const auto copy_step = [&](int step, int64_t at) {
+    Copier<T, kPitch, Units::kHeldRows> grad_copier, signal_copier;
+    const auto copy_step = [&](int step) {
+      const Shared step_places = places.from(step % 2 * kPositions * int(sizeof(OuterPlace)));
       const auto grad_shows = [&](int row, int word) -> int64_t {
         const int channel = row / kPositions * kChannels + word;
-        if (channel >= row_channels || channel >= kRows) return -1;
-        const auto [n, t] = place(at, row % kPositions);
-        return n < 0 ? -1 : n * o.grad.batch + t * o.grad.position + grad_offset + channel * o.grad.channel;
+        const auto place = step_places.load<OuterPlace>(row % kPositions * int(sizeof(OuterPlace)));
+        return place.grad < 0 || channel >= row_channels ? -1 : place.grad + channel * o.grad.channel;
       };
       const auto signal_shows = [&](int row, int word) -> int64_t {
-        int64_t n, position;
-        int channel;
-        if (windows) {
-          const auto [item, t] = place(at, 0);
-          const ColumnBlock columns = column_block(0);
-          n = item;
-          position = t * o.stride + columns.tap * o.dilation + row;
-          channel = columns.channel + word;
-        } else {
-          const auto [item, t] = place(at, row % kPositions);
-          ColumnBlock columns = column_block(row / kPositions);
-          channel = columns.channel + word;
-          if (unfold) {
-            columns.tap = channel % kernel_size;
-            channel /= kernel_size;
-          }
-          n = item;
-          position = t * o.stride + columns.tap * o.dilation;
+        const int p = in_windows ? 0 : row % kPositions;
+        const auto place = step_places.load<OuterPlace>(p * int(sizeof(OuterPlace)));
+        auto [channel, tap] = column_block(in_windows ? 0 : row / kPositions);
+        channel += word;
+        if (unfold) {
+          tap = channel % o.kernel_size;
+          channel /= o.kernel_size;
         }
-        if (n < 0 || channel >= channels) return -1;
-        const int64_t shown = shown_at(o.signal, position - o.signal.padding_left);
-        if (shown < 0) return -1;
-        return n * o.signal.strides.batch + signal_offset + channel * o.signal.strides.channel + shown;
+        if (place.grad < 0 || channel >= channels) return -1;
+        const int64_t shown = shown_at(o.signal, place.position + tap * o.dilation + (in_windows ? row : 0));
+        return shown < 0 ? -1 : place.item + channel * o.signal.strides.channel + shown;
       };
-      const Shared grads = grad_ring.from(step % kStages * kGradRows * kPitch);
+      const Shared grad_tile = grad_ring.from(step % kStages * kGradRows * kPitch);
       const Shared window = window_ring.from(step % kStages * window_bytes);
       if (plan.grad_vectors) {
-        copy_vectors<T, kPitch>(grads, 0, kGradRows, grad, grad_shows);
+        copy_vectors<T, kPitch>(grad_tile, 0, kGradRows, grads, grad_shows);
       } else {
-        grad_copier.start(grads, 0, kGradRows, grad, grad_shows);
+        grad_copier.start(grad_tile, 0, kGradRows, grads, grad_shows);
       }
       if (plan.signal_vectors) {
-        copy_vectors<T, kPitch>(window, 0, plan.window_rows, signal, signal_shows);
+        copy_vectors<T, kPitch>(window, 0, plan.window_rows, signals, signal_shows);
       } else {
-        signal_copier.start(window, 0, plan.window_rows, signal, signal_shows);
+        signal_copier.start(window, 0, plan.window_rows, signals, signal_shows);
       }
-    };
-    const auto finish_step = [&](int step) {
-      grad_copier.finish(grad_ring.from(step % kStages * kGradRows * kPitch));
-      signal_copier.finish(window_ring.from(step % kStages * window_bytes));
     };
 
     Units units;
-    for (int step = 0; step < kAhead; ++step) {
-      if (step < steps) {
-        copy_step(step, first_step + step);
-        finish_step(step);
-      }
-      commit_copies();
-    }
+    find_places(0);
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      wait_copies<kAhead - 1>();
+    for (int step = -kAhead; step < steps; ++step) {
+      if (step >= 0) wait_copies<kAhead - 1>();
       sync_block();
-      if (step + kAhead < steps) copy_step(step + kAhead, first_step + step + kAhead);
+      const int ahead = step + kAhead;
+      if (ahead + 1 < steps) find_places(ahead + 1);
+      if (ahead < steps) copy_step(ahead);
       commit_copies();
-      units.multiply_outer(
-          grad_ring.from(step % kStages * kGradRows * kPitch), window_ring.from(step % kStages * window_bytes),
-          plan.block_step, plan.row_step);
-      finish_step(step + kAhead);
+      if (step >= 0) {
+        units.multiply_outer(
+            grad_ring.from(step % kStages * kGradRows * kPitch), window_ring.from(step % kStages * window_bytes),
+            plan.block_step, plan.row_step);
+      }
+      grad_copier.finish(grad_ring.from(ahead % kStages * kGradRows * kPitch));
+      signal_copier.finish(window_ring.from(ahead % kStages * window_bytes));
     }
 
-    const int64_t split_offset = split * o.groups * o.rows * o.channels * o.kernel_size;
+    const auto sums = partials.from((split * o.groups + group) * o.rows * o.channels * o.kernel_size);
     units.for_each_outer([&](int row, int column, typename Units::Sum sum) {
-      const ColumnBlock columns = column_block(column / kChannels);
-      int channel = columns.channel + column % kChannels, tap = columns.tap;
+      auto [channel, tap] = column_block(column / kChannels);
+      channel += column % kChannels;
       if (unfold) {
-        tap = channel % kernel_size;
-        channel /= kernel_size;
+        tap = channel % o.kernel_size;
+        channel /= o.kernel_size;
       }
-      if (row >= row_channels || channel >= channels || tap >= kernel_size) return;
-      const int64_t out_channel = group * o.rows + row0 + row;
-      partials.store(split_offset + (out_channel * o.channels + channel) * o.kernel_size + tap, sum);
+      if (row >= row_channels || channel >= channels || tap >= o.kernel_size) return;
+      sums.store(((row0 + row) * o.channels + channel) * o.kernel_size + tap, sum);
     });
     sync_block();
   }

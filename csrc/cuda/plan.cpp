@@ -12,7 +12,8 @@ namespace {
 constexpr int64_t kWindowBytes = 64 << 10;
 // More columns than there are, to within which windows of single batch items are preferred to columns of them all.
 constexpr double kWaste = 1.25;
-constexpr int kPlaceBytes = 16;
+// Of Place, OuterPlace and ColumnBlock.
+constexpr int kPlaceBytes = 16, kOuterPlaceBytes = 24, kColumnBlockBytes = 8;
 // Blocks below which most GPUs are not full, and parts that are worth their sum.
 constexpr int64_t kFullBlocks = 264, kFewestSteps = 4;
 constexpr int64_t kPartialBytes = 64 << 20;
@@ -155,7 +156,9 @@ OuterPlan plan_outer(
   plan.splits = std::max(plan.splits, ceil_div(plan.steps, INT32_MAX / 2));
   plan.blocks = tiles * plan.splits;
   const int64_t grad_rows = ceil_div(shape.rows, row_channels) * positions;
-  plan.shared_bytes = static_cast<int>(kStages * (grad_rows + plan.window_rows) * shape.outer_pitch);
+  plan.shared_bytes = static_cast<int>(
+      2 * positions * kOuterPlaceBytes + column_blocks * kColumnBlockBytes +
+      kStages * (grad_rows + plan.window_rows) * shape.outer_pitch);
   return plan;
 }
 

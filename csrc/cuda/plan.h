@@ -14,10 +14,11 @@ constexpr int kRowBytes = 64;  // of the channels that a row of shared memory ho
 // some 300 ns on an H100, two steps of 128 x 128 sums on its tensor cores about 250.
 constexpr int kStages = 3;
 
-// The tensor that is read at shifted positions, and what surrounds it.
+// The tensor that is read at shifted positions, and what surrounds it. Positions fit into 32 bits (see fits), which
+// saves the kernels a tenth of their registers; offsets in memory have 64.
 struct Signal {
   TensorStrides strides;
-  int64_t length, padding_left, padding_right;
+  int length, padding_left, padding_right;
   PaddingMode padding_mode;
 };
 
@@ -28,10 +29,10 @@ struct Correlation {
   int64_t batch, groups, rows, channels;  // rows and channels: of each group
   Signal signal;
   TensorStrides result;
-  int64_t result_length;
-  int64_t kernel_size, stride, dilation, padding_left;
+  int result_length;
+  int kernel_size, stride, dilation, padding_left;
   // backward: the greatest common divisor of stride and dilation, and the inverse of dilation / gcd modulo stride / gcd.
-  int64_t gcd, inverse;
+  int gcd, inverse;
   bool accumulate, negate;
   bool result_is_sum;  // stored in the type of the sums
 };
@@ -64,7 +65,7 @@ struct OuterProduct {
   int64_t batch, groups, rows, channels;  // rows: output channels of each group; channels: input channels
   TensorStrides grad;
   Signal signal;
-  int64_t out_length, kernel_size, stride, dilation;
+  int out_length, kernel_size, stride, dilation;
 };
 
 struct OuterPlan {

@@ -1,6 +1,9 @@
 // The launches that make up an operator, for one type of numbers: what each kernels_<type>.cu instantiates.
 #pragma once
 
+#include <numeric>
+#include <utility>
+
 #include "cuda/narrow.cuh"
 #include "cuda/outer.cuh"
 #include "cuda/run.h"
@@ -40,14 +43,22 @@ UnitsShape shape_of() {
           Units::kScratchBytes, int(sizeof(typename Units::Storage))};
 }
 
-int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
+// What `fits` has seen to.
+int to_int(int64_t size) { return static_cast<int>(size); }
 
-// The x below n with a * x = 1 modulo n.
-int64_t inverse_modulo(int64_t a, int64_t n) {
-  for (int64_t x = 0; x < n; ++x) {
-    if (a % n * x % n == 1 % n) return x;
+Signal input_of(const Conv1dProblem& p) {
+  return {p.input, to_int(p.in_length), to_int(p.padding_left), to_int(p.padding_right), p.padding_mode};
+}
+
+// The x below n with a * x = 1 modulo n, by Euclid's algorithm; a and n have no common divisor.
+int inverse_modulo(int64_t a, int64_t n) {
+  int64_t r = n, next_r = a % n, x = 0, next_x = 1;
+  while (next_r != 0) {
+    const int64_t quotient = r / next_r;
+    r = std::exchange(next_r, r - quotient * next_r);
+    x = std::exchange(next_x, x - quotient * next_x);
   }
-  return 0;
+  return to_int(n == 1 ? 0 : (x % n + n) % n);
 }
 
 // forward, or backward_input with the result a plain [N, C_in, L_in].
@@ -56,10 +67,10 @@ Correlation correlation(Op op, const Conv1dProblem& p) {
   c.is_backward = op == Op::kBackwardInput;
   c.batch = p.batch;
   c.groups = p.groups;
-  c.kernel_size = p.kernel_size;
-  c.stride = p.stride;
-  c.dilation = p.dilation;
-  c.padding_left = p.padding_left;
+  c.kernel_size = to_int(p.kernel_size);
+  c.stride = to_int(p.stride);
+  c.dilation = to_int(p.dilation);
+  c.padding_left = to_int(p.padding_left);
   c.gcd = 1;
   c.accumulate = p.accumulate;
   c.negate = p.negate;
@@ -67,17 +78,17 @@ Correlation correlation(Op op, const Conv1dProblem& p) {
   if (c.is_backward) {
     c.rows = in_channels;
     c.channels = out_channels;
-    c.signal = {p.output, p.out_length, 0, 0, PaddingMode::kZeros};
+    c.signal = {p.output, to_int(p.out_length), 0, 0, PaddingMode::kZeros};
     c.result = p.input;
-    c.result_length = p.in_length;
-    c.gcd = gcd(p.stride, p.dilation);
+    c.result_length = to_int(p.in_length);
+    c.gcd = std::gcd(c.stride, c.dilation);
     c.inverse = inverse_modulo(p.dilation / c.gcd, p.stride / c.gcd);
   } else {
     c.rows = out_channels;
     c.channels = in_channels;
-    c.signal = {p.input, p.in_length, p.padding_left, p.padding_right, p.padding_mode};
+    c.signal = input_of(p);
     c.result = p.output;
-    c.result_length = p.out_length;
+    c.result_length = to_int(p.out_length);
   }
   return c;
 }
@@ -89,11 +100,11 @@ OuterProduct outer_product(const Conv1dProblem& p) {
       p.out_channels / p.groups,
       p.in_channels / p.groups,
       p.output,
-      {p.input, p.in_length, p.padding_left, p.padding_right, p.padding_mode},
-      p.out_length,
-      p.kernel_size,
-      p.stride,
-      p.dilation};
+      input_of(p),
+      to_int(p.out_length),
+      to_int(p.kernel_size),
+      to_int(p.stride),
+      to_int(p.dilation)};
 }
 
 // A tile of 128 rows and more is for groups that have so many, and for problems that keep a GPU busy with it.
@@ -121,10 +132,9 @@ class Runner {
       return workspace_.taken();
     }
     // The gradient of the padded input first.
-    const Signal input{p.input, p.in_length, p.padding_left, p.padding_right, p.padding_mode};
     const int64_t length = p.padding_left + p.in_length + p.padding_right;
     c.padding_left = 0;
-    c.result_length = length;
+    c.result_length = to_int(length);
     c.result = {p.in_channels * length, length, 1};
     c.accumulate = c.negate = false;
     c.result_is_sum = true;
@@ -133,7 +143,7 @@ class Runner {
     if (launches_) {
       launch<kThreads>(
           fold_padding<T, Sum>, grid_of_elements(p.batch * p.in_channels * p.in_length), 0, stream_, p.batch,
-          p.in_channels, input, p.accumulate, p.negate, global<const Sum>(padded), global<T>(pointers.result));
+          p.in_channels, input_of(p), p.accumulate, p.negate, global<const Sum>(padded), global<T>(pointers.result));
     }
     return workspace_.taken();
   }

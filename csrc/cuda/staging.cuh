@@ -12,8 +12,8 @@ template <class T>
 constexpr int kRowChannels = kRowBytes / int(sizeof(T));
 
 // Where in a row of the tensor position p of the padded signal is found; -1 where it is zero, and beyond the padding.
-__device__ inline int64_t shown_at(const Signal& signal, int64_t p) {
-  const int64_t length = signal.length;
+__device__ inline int64_t shown_at(const Signal& signal, int p) {
+  const int length = signal.length;
   if (p < -signal.padding_left || p >= length + signal.padding_right) return -1;
   if (p < 0 || p >= length) {
     if (signal.padding_mode == PaddingMode::kZeros) return -1;
@@ -32,17 +32,16 @@ __device__ inline int64_t divide(int64_t a, int64_t b) {
 
 // A thread's part in copying rows into a tile. Words of 4 and 8 bytes are copied in the background. There are no such
 // copies of 16-bit numbers: their loads are started by `start`, two channels to a word, and stored by `finish`, with the
-// arithmetic of a step in between.
+// arithmetic of a step in between; kHeldRows of them, those before are waited for.
 //
 // Of 8 consecutive lanes each takes another row, so that a warp reads 8 neighbouring positions of 4 channels (a sector
 // of 32 bytes each, in float32) and writes to 32 different banks (rows lie 20 or 24 words apart).
-template <class T, int kPitch>
+template <class T, int kPitch, int kHeldRows>
 class Copier {
   static constexpr bool kInBackground = sizeof(T) >= 4;
   static constexpr int kWordBytes = kInBackground ? sizeof(T) : 4;
   static constexpr int kWordGroups = kRowBytes / kWordBytes / 4;  // of 4 words, a warp each
   static constexpr int kRowsPerPass = kWarps / kWordGroups * 8;
-  static constexpr int kHeldRows = 128;
   static constexpr int kHeld = kInBackground ? 1 : kHeldRows / kRowsPerPass;
 
  public:

@@ -31,7 +31,9 @@ class MatrixUnits {
   using Storage = std::conditional_t<std::is_same_v<T, Tf32>, float, T>;
   using Sum = float;
   static constexpr int kRows = kRows_, kCols = kCols_;
-  static constexpr int kBlocksPerSm = 2, kOuterBlocksPerSm = 2;
+  // 64 sums a thread, their operands and what is on its way from memory take more than 128 registers.
+  static constexpr int kBlocksPerSm = kRows >= 128 ? 1 : 2;
+  static constexpr int kHeldRows = kRows >= 128 ? 128 : 32;
   // Bytes from row to row. For load_matrices rows are to lie 4 banks apart from each other in any order (20 words do);
   // the TF32 operands of multiply_outer are read one by one, 4 rows and 8 neighbours at once (24 words).
   static constexpr int kPitch = kRowBytes + 16, kOuterPitch = kRowBytes + (kIs16Bit<T> ? 16 : 32);
@@ -60,12 +62,12 @@ class MatrixUnits {
     }
   }
 
-  // sum[r][c] += rows[r] . window[first_row + c * row_step]
-  __device__ void multiply(Shared rows, Shared window, int first_row, int row_step) {
+  // sum[r][c] += rows[r] . window[c * row_step]
+  __device__ void multiply(Shared rows, Shared window, int row_step) {
     uint32_t b[kAcross][4];
 #pragma unroll
     for (int n = 0; n < kAcross; ++n) {
-      const int row = first_row + (col_ + 8 * n + lane_ % 8) * row_step;
+      const int row = (col_ + 8 * n + lane_ % 8) * row_step;
       load_matrices(b[n], window, row * kPitch + lane_ / 8 * 16);
       round(b[n]);
     }
@@ -196,7 +198,8 @@ class FmaUnits {
   using Storage = T;
   using Sum = T;
   static constexpr int kRows = kRows_, kCols = kCols_;
-  static constexpr int kBlocksPerSm = 2, kOuterBlocksPerSm = 2;
+  static constexpr int kBlocksPerSm = kThreadRows * kThreadCols * sizeof(T) > 128 ? 1 : 2;
+  static constexpr int kHeldRows = 0;  // none has to be
   static constexpr int kPitch = kRowBytes + 16, kOuterPitch = kRowBytes + 16;
   static constexpr int kOuterPositions = 16;
   static constexpr int kScratchBytes = 0;
@@ -220,14 +223,14 @@ class FmaUnits {
     }
   }
 
-  __device__ void multiply(Shared rows, Shared window, int first_row, int row_step) {
+  __device__ void multiply(Shared rows, Shared window, int row_step) {
     // Not unrolled: a second set of operands would not fit into the registers.
 #pragma unroll 1
     for (int chunk = 0; chunk < kRowBytes; chunk += 16) {
       Pack<T, kChunk> b[kThreadCols];
 #pragma unroll
       for (int j = 0; j < kThreadCols; ++j) {
-        b[j] = window.load<Pack<T, kChunk>>((first_row + (col_ + x_ + 8 * j) * row_step) * kPitch + chunk);
+        b[j] = window.load<Pack<T, kChunk>>((col_ + x_ + 8 * j) * row_step * kPitch + chunk);
       }
 #pragma unroll
       for (int i = 0; i < kThreadRows; ++i) {
