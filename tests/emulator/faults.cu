@@ -30,6 +30,21 @@ __global__ void reverse(Data data) {
   data.result.store(start + i, shared.load<float>(4 * (63 - i)));
 }
 
+// Twice, in the same memory: the second time what is there may not have been read yet.
+template <bool kBarrier>
+__global__ void reverse_twice(Data data) {
+  const Shared shared = shared_memory();
+  const int i = thread_index();
+  float value = data.input.load(i);
+  for (int round = 0; round < 2; ++round) {
+    shared.store(4 * i, value);
+    sync_block();
+    value = shared.load<float>(4 * (63 - i));
+    if (kBarrier) sync_block();
+  }
+  data.result.store(i, value);
+}
+
 // The same within a warp, for which a warp's barrier suffices; between warps 0 and 1 where `kAcross`.
 template <bool kBarrier, bool kAcross>
 __global__ void reverse_warp(Data data) {
@@ -56,8 +71,8 @@ __global__ void share_words(Data data) {
   data.result.store(thread_index(), sum);
 }
 
-// Reads by all, then a write with no barrier between.
-template <int kReaders>
+// Reads by some, then a write with no barrier but a warp's between.
+template <int kReaders, int kWriter>
 __global__ void write_after_read(Data data) {
   const Shared shared = shared_memory();
   const int i = thread_index();
@@ -65,7 +80,7 @@ __global__ void write_after_read(Data data) {
   sync_block();
   const float value = i < kReaders ? shared.load<float>(0) : 0;
   sync_warp();
-  if (i == 0) shared.store(0, 2.0f);
+  if (i == kWriter) shared.store(0, 2.0f);
   data.result.store(i, value);
 }
 
@@ -117,7 +132,11 @@ __global__ void read_shared_of_last_block(Data) {
   sync_block();
   shared_memory().load<float>(4 * thread_index());
 }
-__global__ void read_shared_beyond(Data) { shared_memory().load<float>(4 * thread_index() + 4); }
+__global__ void read_shared_beyond(Data) {
+  shared_memory().store(4 * thread_index(), 0.0f);
+  sync_block();
+  shared_memory().load<float>(4 * thread_index() + 4);
+}
 __global__ void write_shared_before(Data) { shared_memory().from(-4).store(4 * thread_index(), 0.0f); }
 __global__ void misaligned_shared(Data) { shared_memory().store(8, Float4{}); }
 __global__ void misaligned_global(Data data) {
@@ -244,12 +263,16 @@ const std::map<std::string, Start> kKernels = {
     {"reverse", start<64, reverse<true>>},
     {"reverse without barrier", start<64, reverse<false>>},
     {"reverse with a warp's barrier", start<64, reverse<false, true>>},
+    {"reverse_twice", start<64, reverse_twice<true>>},
+    {"reverse_twice without barrier", start<64, reverse_twice<false>>},
     {"reverse_warp", start<64, reverse_warp<true, false>>},
     {"reverse_warp without barrier", start<64, reverse_warp<false, false>>},
     {"reverse_warp across warps", start<64, reverse_warp<true, true>>},
     {"share_words", start<64, share_words>},
-    {"write after its warp read", start<64, write_after_read<32>>},
-    {"write after all read", start<64, write_after_read<64>>},
+    {"write after its warp read", start<64, write_after_read<32, 0>>},
+    {"write before others read", start<64, write_after_read<64, 0>>},
+    {"write after others read", start<64, write_after_read<32, 40>>},
+    {"write after all read", start<64, write_after_read<64, 40>>},
     {"barrier of some lanes", start<64, barrier_of_some_lanes>},
     {"barrier of some warps", start<64, barrier_of_some_warps>},
     {"barriers of two kinds", start<64, barriers_of_two_kinds>},

@@ -128,6 +128,7 @@ namespace {
 
 // Marks of global memory: the launch, over 41 bits that say which block and thread; 1 where there was something before.
 constexpr int kLaunchBit = 41, kBlockBit = 10;
+constexpr uintptr_t kNull = 1 << 16;  // addresses below are null pointers
 constexpr uint64_t kSeveral = (uint64_t{1} << kLaunchBit) - 1;  // threads; no launch has 2^31 blocks
 
 uint64_t mark_of_thread() {
@@ -149,8 +150,8 @@ Allocation& allocation_at(const char* does, uintptr_t address, unsigned bytes, i
     last = std::find_if(all.begin(), all.end(), holds) - all.begin();
     if (last == all.size()) {
       const auto distance = [=](const Allocation& a) { return address < a.begin ? a.begin - address : address - a.end; };
-      std::string place = "nowhere";
-      if (!all.empty()) {
+      std::string place = "byte " + std::to_string(address) + " of null";
+      if (!all.empty() && address >= kNull) {
         const Allocation& near = *std::min_element(
             all.begin(), all.end(), [=](const auto& a, const auto& b) { return distance(a) < distance(b); });
         place = "byte " + std::to_string(static_cast<int64_t>(address - near.begin)) + " of " + near.name + "'s " +
