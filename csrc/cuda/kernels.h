@@ -25,6 +25,7 @@ enum class Type {
 struct Device {
   int capability;        // 10 * major + minor
   int64_t shared_bytes;  // that a block may have, when it asks for them
+  int64_t most_blocks = INT32_MAX;  // of a launch
 };
 
 // Whether the device has what the kernels of this type need.

@@ -9,9 +9,11 @@
 namespace conv1d_ext::cuda {
 
 // The more blocks, the more is on its way from memory at a time: 12 KiB of float32 with 4 numbers a thread. Four would
-// leave 64 registers, which are too few; of double, twice as large, two have as much on its way.
+// leave 64 registers, which are too few; of double, twice as large, two have as much on its way. The weight gradient's
+// eight sums leave room for two.
 template <class Sum>
 constexpr int kNarrowBlocksPerSm = sizeof(Sum) == sizeof(double) ? 2 : 3;
+constexpr int kNarrowOuterBlocksPerSm = 2;
 
 // x[to], ... x[to + 3]: four neighbouring numbers of a row of shared memory, the first of them at a multiple of four.
 template <class Sum, int kCount>
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum>) correlate_n
 
 // backward_weight: each block has kNarrowTaps taps of one weight's row, and a part of the positions.
 template <class T, class Sum>
-__global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum>) multiply_outer_narrow(
+__global__ void __launch_bounds__(kThreads, kNarrowOuterBlocksPerSm) multiply_outer_narrow(
     const OuterProduct o, const NarrowPlan plan, const Global<const T> grad, const Global<const T> signal,
     const Global<Sum> partials) {
   constexpr int kSize = int(sizeof(Sum)), kTile = kThreads * kNarrowOutputs;

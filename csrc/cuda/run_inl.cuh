@@ -1,6 +1,7 @@
 // The launches that make up an operator, for one type of numbers: what each kernels_<type>.cu instantiates.
 #pragma once
 
+#include <algorithm>
 #include <numeric>
 #include <utility>
 
@@ -10,11 +11,6 @@
 
 namespace conv1d_ext::cuda {
 namespace {
-
-// Blocks go around where there are more than a grid may have.
-inline int64_t grid(int64_t blocks) { return blocks < INT32_MAX ? blocks : INT32_MAX; }
-// Of kernels whose threads each take one element at a time.
-inline int64_t grid_of_elements(int64_t elements) { return grid((elements + kThreads - 1) / kThreads); }
 
 template <class T, class P>
 Global<T> global(P* pointer) {
@@ -193,6 +189,11 @@ class Runner {
     p.weight = {1, 1, 1};
     return p;
   }
+
+  // Blocks take more than one part of the work where there are more parts than a launch may have blocks.
+  int64_t grid(int64_t parts) const { return std::min(parts, device_.most_blocks); }
+  // Of kernels whose threads take one element at a time.
+  int64_t grid_of_elements(int64_t elements) const { return grid((elements + kThreads - 1) / kThreads); }
 
   bool takes_narrow(bool few) const {
     return choice_.algorithm == Choice::Algorithm::kAny ? few : choice_.algorithm == Choice::Algorithm::kNarrow;

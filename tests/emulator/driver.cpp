@@ -31,6 +31,7 @@ Call parse(const int64_t* numbers) {
   word(call.type);
   word(call.device.capability);
   word(call.device.shared_bytes);
+  word(call.device.most_blocks);
   word(call.choice.algorithm);
   word(call.choice.tile);
   word(call.choice.staging);

@@ -21,6 +21,7 @@ PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]
 class Device(NamedTuple):
     capability: int = 86
     shared_bytes: int = 99 << 10
+    most_blocks: int = 2**31 - 1
 
 
 class Choice(NamedTuple):
