@@ -8,12 +8,9 @@
 
 namespace conv1d_ext::cuda {
 
-// The more blocks, the more is on its way from memory at a time: 12 KiB of float32 with 4 numbers a thread. Four would
-// leave 64 registers, which are too few; of double, twice as large, two have as much on its way. The weight gradient's
-// eight sums leave room for two.
-template <class Sum>
-constexpr int kNarrowBlocksPerSm = sizeof(Sum) == sizeof(double) ? 2 : 3;
-constexpr int kNarrowOuterBlocksPerSm = 2;
+// 128 registers leave room for the loads of a whole window at once, 5 numbers a thread: 10 KiB of float32 are on their
+// way from memory to each multiprocessor.
+constexpr int kNarrowBlocksPerSm = 2;
 
 // x[to], ... x[to + 3]: four neighbouring numbers of a row of shared memory, the first of them at a multiple of four.
 template <class Sum, int kCount>
@@ -33,7 +30,7 @@ __device__ inline int64_t shown_far(const Signal& signal, int64_t p) {
 }
 
 template <class T, class Sum>
-__global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum>) correlate_narrow(
+__global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) correlate_narrow(
     const Correlation c, const NarrowPlan plan, const WeightView view, const Global<const T> signal,
     const Global<const T> weight, const Global<const T> bias, const Global<T> result) {
   constexpr int kSize = int(sizeof(Sum));
@@ -78,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum>) correlate_n
           return shown < 0 ? Sum{0} : Sum{widen(signal.load(channel_offset + shown))};
         };
         if (plan.window > 0) {
-#pragma unroll 4
+#pragma unroll 5
           for (int i = thread; i < plan.window; i += plan.line_threads) window.store<Sum>(i * kSize, read(first + i));
         }
         sync_block();
@@ -141,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum>) correlate_n
 
 // backward_weight: each block has kNarrowTaps taps of one weight's row, and a part of the positions.
 template <class T, class Sum>
-__global__ void __launch_bounds__(kThreads, kNarrowOuterBlocksPerSm) multiply_outer_narrow(
+__global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) multiply_outer_narrow(
     const OuterProduct o, const NarrowPlan plan, const Global<const T> grad, const Global<const T> signal,
     const Global<Sum> partials) {
   constexpr int kSize = int(sizeof(Sum)), kTile = kThreads * kNarrowOutputs;
@@ -174,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, kNarrowOuterBlocksPerSm) multiply_ou
           const int t = thread_index() + e * kThreads;
           grads.store<Sum>(t * kSize, t0 + t < o.out_length ? read_grad(n, t0 + t) : Sum{0});
         }
-#pragma unroll 4
+#pragma unroll 5
         for (int p = thread_index(); p < plan.window; p += kThreads) {
           window.store<Sum>(p * kSize, read_signal(n, t0 * o.stride + tap0 * o.dilation + p));
         }
