@@ -405,7 +405,7 @@ at::Tensor conv1d_backward_weight_cpu(
   if (!is_covered(grad_output, input))
     return fallback::conv1d_backward_weight(geometry, grad_output, input, kernel_size);
   Conv1dProblem problem = check_conv1d_backward_weight(geometry, grad_output, input, kernel_size);
-  const at::Tensor grad_weight = in_huge_pages(
+  at::Tensor grad_weight = in_huge_pages(
       at::empty({problem.out_channels, problem.in_channels / problem.groups, kernel_size}, input.options()));
   problem.input = strides(input);
   problem.output = strides(grad_output);

@@ -149,8 +149,7 @@ at::Tensor conv1d_cuda(
   Conv1dProblem problem = check_conv1d(geometry, input, weight, bias);
   if (problem.in_channels == 0) return fallback::conv1d(geometry, input, weight, bias);
   const c10::cuda::CUDAGuard guard(input.device());
-  const at::Tensor output =
-      empty_result({problem.batch, problem.out_channels, problem.out_length}, input.options(), weight);
+  at::Tensor output = empty_result({problem.batch, problem.out_channels, problem.out_length}, input.options(), weight);
   problem.input = strides(input);
   problem.output = strides(output);
   problem.weight = weight_strides(weight);
@@ -183,8 +182,8 @@ at::Tensor conv1d_backward_input_cuda(
   Conv1dProblem problem = check_conv1d_backward_input(geometry, grad_output, weight, in_length);
   const c10::cuda::CUDAGuard guard(grad_output.device());
   const std::array<int64_t, 3> sizes{problem.batch, problem.in_channels, problem.in_length};
-  const at::Tensor grad_input = grad_output.is_complex() ? at::empty(sizes, grad_output.options())
-                                                         : empty_result(sizes, grad_output.options(), weight);
+  at::Tensor grad_input = grad_output.is_complex() ? at::empty(sizes, grad_output.options())
+                                                   : empty_result(sizes, grad_output.options(), weight);
   problem.input = strides(grad_input);
   problem.output = strides(grad_output);
   problem.weight = weight_strides(weight);
@@ -210,7 +209,7 @@ at::Tensor conv1d_backward_weight_cuda(
   if (!target) return fallback::conv1d_backward_weight(geometry, grad_output, input, kernel_size);
   Conv1dProblem problem = check_conv1d_backward_weight(geometry, grad_output, input, kernel_size);
   const c10::cuda::CUDAGuard guard(input.device());
-  const at::Tensor grad_weight =
+  at::Tensor grad_weight =
       at::empty({problem.out_channels, problem.in_channels / problem.groups, kernel_size}, input.options());
   problem.input = strides(input);
   problem.output = strides(grad_output);
