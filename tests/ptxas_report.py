@@ -22,7 +22,7 @@ ENTRY = re.compile(r"\.entry (\w+)\((.*?)\n\{", re.DOTALL)
 
 
 def reports(log: str) -> dict[tuple[str, str], dict[str, int]]:
-    """By kernel and architecture, the last of each; the most of what is said of a kernel and functions that it calls."""
+    """By kernel and architecture, the last of each: the most of what is said of it and of functions that it calls."""
     found = {}
     for block in re.split(r"(?=ptxas info *: Compiling entry)", log):
         if match := KERNEL.search(block):
@@ -56,19 +56,23 @@ def problems(report: dict[str, int], threads: int, blocks: int) -> list[str]:
     return [rule for rule, holds in rules.items() if not holds]
 
 
+def demangled(names: list[str]) -> list[str]:
+    command = ["c++filt", "-p", *names]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return [line.replace("conv1d_ext::cuda::", "") for line in lines]
+
+
 def main(log: Path, folder: Path) -> int:
     found, bounds = reports(log.read_text()), launch_bounds(folder)
-    names = "\n".join(kernel for kernel, _ in bounds)
-    plain = subprocess.run(["c++filt", "-p"], input=names, capture_output=True, text=True, check=True).stdout.split("\n")
     failures = 0
-    for (key, (threads, blocks)), name in sorted(zip(bounds.items(), plain, strict=False), key=lambda pair: pair[1]):
-        if key not in found:
-            wrong, report = ["is not in the log"], {"registers": 0, "shared": 0}
-        else:
-            wrong, report = problems(found[key], threads, blocks), found[key]
+    for name, (key, (threads, blocks)) in sorted(
+        zip(demangled([kernel for kernel, _ in bounds]), bounds.items(), strict=True)
+    ):
+        report = found.get(key, dict.fromkeys(AMOUNTS, 0))
+        wrong = problems(report, threads, blocks) if key in found else ["is not in the log"]
         failures += bool(wrong)
         numbers = f"{report['registers']:3} registers, {report['shared']:5} bytes, {threads} threads x {blocks} blocks"
-        print(f"sm_{key[1]:3} {numbers}  {name.replace('conv1d_ext::cuda::', '')}", *wrong, sep="  ")
+        print(f"sm_{key[1]:3} {numbers}  {name}", *wrong, sep="  ")
     print(f"ptxas: {len(bounds) - failures} kernels passed, {failures} failed")
     return 0 if bounds and not failures else 1
 
