@@ -5,6 +5,7 @@
 #   make test        the tests                         make long-test   those that take longer: builds, installs
 #   make cpp-test    the kernels' C++ tests under AddressSanitizer and UBSan, and their threads under ThreadSanitizer
 #   make asan-test   the extension under AddressSanitizer, with those of the tests that meet memory
+#   make cuda-test   the CUDA kernels: compiled, what the compiler reports of them, and on a GPU, if there is one, run
 #   make bench       the benchmarks; ARGS="--help" lists what there is to choose
 #   make lint        ruff, mypy, clang-format and -tidy   make format   lets ruff and clang-format mend what they can
 #   make clean       removes all that the above have made
@@ -24,9 +25,10 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := setup.py pyproject.toml conv1d_ext/__init__.py $(wildcard csrc/*.* csrc/*/*.*)
-CPP_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/cpp/*.h tests/cpp/*.cpp examples/cpp/*.cpp)
+CPP_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/cuda/*.cuh csrc/cuda/*.cu tests/cpp/*.h \
+	tests/cpp/*.cpp tests/emulator/*.h tests/emulator/*.cuh tests/emulator/*.cpp examples/cpp/*.cpp)
 
-.PHONY: demo test long-test cpp-test asan-test bench lint format clean
+.PHONY: demo test long-test cpp-test asan-test cuda-test cuda-check bench lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(DONE)-extension $(DONE)-demo
@@ -57,6 +59,30 @@ asan-test: $(DONE)-build $(DONE)-test
 	@$(ASAN_PYTHON) -c 'import conv1d_ext; assert "build/asan" in conv1d_ext.__file__, conv1d_ext.__file__'
 	$(ASAN_PYTHON) -m pytest $(ASAN_TESTS:%=tests/test_%.py)
 
+# In an environment of its own, with a CUDA build of torch, which is why it is not a part of `make test`. The tests are
+# those of the operators; on one instruction set, since `make test` runs them on all.
+NVCC := $(shell command -v $(if $(CUDA_HOME),$(CUDA_HOME)/bin/)nvcc)
+CUDA_PYTHON = PYTHONSAFEPATH=1 PYTHONPATH=build/cuda/lib $(BIN)/python
+CUDA_TESTS := kernels ops functional modules autograd fallback config explain hardening errors cuda_build
+
+ifeq ($(NVCC),)
+cuda-test:
+	@echo "NOT CHECKED: the CUDA kernels. There is no nvcc, neither on the PATH nor in CUDA_HOME."
+else
+cuda-test:
+	$(MAKE) cuda-check VENV=.venv-cuda TORCH=2.14.1
+endif
+
+cuda-check: $(DONE)-build $(DONE)-pytest
+	@echo "Compiling the extension with $(NVCC): a few minutes."
+	@mkdir -p build/cuda/nvcc
+	@CONV1D_EXT_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0 9.0" \
+		NVCC_APPEND_FLAGS="-Xptxas=-v -keep -keep-dir=$(CURDIR)/build/cuda/nvcc" $(BIN)/python setup.py -q \
+		build --build-base build/cuda --build-lib build/cuda/lib >>build/cuda/log 2>&1 || { cat build/cuda/log; exit 1; }
+	$(BIN)/python tests/ptxas_report.py build/cuda/log build/cuda/nvcc
+	@cd / && PYTHONPATH=$(CURDIR)/build/cuda/lib $(CURDIR)/$(BIN)/python -m conv1d_ext
+	$(CUDA_PYTHON) -m pytest $(CUDA_TESTS:%=tests/test_%.py) tests/cuda -k "not portable and not avx512" -rs
+
 bench: $(DONE)-extension $(DONE)-bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -66,13 +92,20 @@ TIDY_FLAGS = -std=c++20 -fopenmp -Icsrc -DTORCH_EXTENSION_NAME=_C $(shell $(BIN)
 	[*include_paths(), sysconfig.get_path("include")]))') -idirafter $(dir $(shell $(CXX) -print-file-name=include/omp.h)) \
 	$(if $(filter x86_64,$(shell uname -m)),-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c)
 
+# The CUDA part needs headers of the toolkit's. tests/emulator is CUDA as well, of a kind.
+CUDA_INCLUDE := $(patsubst %/cuda_runtime_api.h,%,$(wildcard $(or $(CUDA_HOME),/usr/local/cuda)/include/cuda_runtime_api.h))
+TIDY_FLAGS += $(CUDA_INCLUDE:%=-isystem%) -DCONV1D_EXT_CUDA_ARCHITECTURES='"sm_90"' \
+	-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE
+TIDY_FILES = $(filter-out tests/emulator/% $(if $(CUDA_INCLUDE),,csrc/cuda/%),$(filter %.cpp,$(CPP_FILES)))
+
 lint: $(DONE)-lint $(DONE)-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 	@echo "clang-tidy: a few minutes"
-	@printf '%s\n' $(filter %.cpp,$(CPP_FILES)) | xargs -P $$(nproc) -I@ $(BIN)/clang-tidy --quiet @ -- $(TIDY_FLAGS)
+	@$(if $(CUDA_INCLUDE),,echo "NOT CHECKED: csrc/cuda, for which there are no headers of CUDA here.")
+	@printf '%s\n' $(TIDY_FILES) | xargs -P $$(nproc) -I@ $(BIN)/clang-tidy --quiet @ -- $(TIDY_FLAGS)
 
 format: $(DONE)-lint
 	$(BIN)/ruff check --fix .
@@ -80,7 +113,7 @@ format: $(DONE)-lint
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info conv1d_ext/*.so
+	rm -rf $(VENV) .venv-cuda build dist *.egg-info conv1d_ext/*.so
 
 # What a machine may lack, each said in one line before anything is downloaded. Debian packs these apart from Python.
 define PROBE
@@ -107,7 +140,7 @@ $(DONE)-torch-$(TORCH): $(DONE)-python
 	$(BIN)/pip install torch==$(TORCH)
 	@touch $@
 
-$(addprefix $(DONE)-,build test bench demo lint cpp): $(DONE)-%: requirements/%.txt $(DONE)-torch-$(TORCH)
+$(addprefix $(DONE)-,build pytest test bench demo lint cpp): $(DONE)-%: requirements/%.txt $(DONE)-torch-$(TORCH)
 	$(BIN)/pip install --quiet -r $<
 	@touch $@
 

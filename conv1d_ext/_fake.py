@@ -64,7 +64,7 @@ def _output_shape(input_shape: Sequence[int], weight_shape: Sequence[int], geome
 
 def _empty(shape: Sequence[int], like: Tensor, weight: Tensor) -> Tensor:
     """[N, C, L], with the channels innermost where torch takes the weight for channels-last, as is_channels_last in
-    csrc/cpu/conv1d_cpu.cpp says, and the batch is not empty."""
+    csrc/tensors.cpp says, and the batch is not empty."""
     batch, channels, length = shape
     channels_last = torch._prims_common.suggest_memory_format(weight.unsqueeze(2)) == torch.channels_last
     if channels_last and weight.shape[1] * weight.shape[2] > 1 and batch > 0:

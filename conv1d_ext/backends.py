@@ -3,14 +3,18 @@
 conv1d_ext.backends.cpu.allow_fft        whether long kernels may go through the Fourier transform
 conv1d_ext.backends.cpu.allow_toom_cook  whether float32 may go through Toom-Cook's algorithm, at a lower precision
 conv1d_ext.backends.cpu.flags(...)       a context manager that sets switches and puts them back
+conv1d_ext.backends.cuda.enabled         whether CUDA tensors go to the CUDA kernels, or to torch's own operator
+conv1d_ext.backends.cuda.flags(...)      the same as for the CPU
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from . import _C
 
-__all__ = ["cpu"]
+__all__ = ["cpu", "cuda"]
 
 
 class _Cpu:
@@ -57,4 +61,36 @@ class _Cpu:
             _C.set_toom_cook_use(before[1])
 
 
+class _Cuda:
+    @property
+    def enabled(self) -> bool:
+        """Whether CUDA tensors are computed by this package's CUDA kernels. True unless it is set.
+
+        If not, and where the kernels were not built (`show_config` says so), torch's own operator computes them.
+        """
+        return _C.cuda_enabled()
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        _C.set_cuda_enabled(enabled)
+
+    @contextmanager
+    def flags(self, *, enabled: bool | None = None) -> Iterator[None]:
+        """Sets the switch while it is open, if it is given."""
+        before = self.enabled
+        if enabled is not None:
+            self.enabled = enabled
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+
+def cuda_arithmetic(dtype: torch.dtype, device: torch.device | int) -> str | None:
+    """What the CUDA kernels compute operands of a dtype in on a GPU, at this time; None where torch's operator does."""
+    gpu = torch.cuda.get_device_properties(device)
+    return _C.cuda_arithmetic(dtype, 10 * gpu.major + gpu.minor, gpu.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+
+
 cpu = _Cpu()
+cuda = _Cuda()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _C, __version__
+from .backends import cuda_arithmetic
 from .functional import conv1d_padded, torch_conv1d
 
 __all__ = ["show_config"]
@@ -32,11 +33,24 @@ def show_config() -> bool:
         "instruction sets": f"{isa} in use, supported: {_C.supported_isas()}, built: {build['isas']}",
         "threads": str(torch.get_num_threads()),
         "OpenMP runtime": ", ".join(_openmp_runtimes()) or "unknown",
-        "CUDA architectures": "none built: CUDA tensors go to torch's own conv1d",
+        "CUDA kernels": _cuda(build["cuda"]),
         "self-check": verdict,
     }
     print("\n".join(f"{name:18}  {value}" for name, value in rows.items()))
     return passed
+
+
+def _cuda(architectures: str) -> str:
+    """What was built, whether it is on, and for each GPU whether it is served."""
+    if not architectures:
+        return "not built: CUDA tensors go to torch's own conv1d"
+    switch = "on" if _C.cuda_enabled() else "off: CUDA tensors go to torch's own conv1d"
+    lines = [f"built for {architectures}, switched {switch}"]
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        gpu = torch.cuda.get_device_properties(index)
+        served = [name for dtype in _DTYPES[:4] if (name := cuda_arithmetic(dtype, index))]
+        lines.append(f"{gpu.name} (sm_{gpu.major}{gpu.minor}): {', '.join(served) or 'too old, left to torch'}")
+    return "; ".join(lines if lines[1:] else [*lines, "no GPU found"])
 
 
 def _openmp_runtimes() -> list[str]:

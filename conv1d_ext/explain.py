@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _C
+from .backends import cuda_arithmetic
 from .functional import is_foreign
 
 __all__ = ["explain"]
@@ -30,7 +31,8 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
     For the forward pass and both gradients: the floating-point operations, the bytes of the operands (each read or
     written once), the least time that the FMA units and the memory of this machine allow for that with
     torch.get_num_threads() threads, and the kernels' plan for contiguous tensors (csrc/cpu/plan.h says what its fields
-    are). Speed of FMA and memory are measured here, the first call takes a fraction of a second.
+    are). Speed of FMA and memory are measured here, the first call takes a fraction of a second. Of a layer on a GPU,
+    the arithmetic, the operations and the bytes alone.
 
     Args:
         layer: a torch.nn.Conv1d or conv1d_ext.Conv1d; it is not run.
@@ -49,13 +51,19 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
         return
     real = dtype.to_real() if dtype.is_complex else dtype
     parts = 4 if dtype.is_complex else 1  # products of real and imaginary parts
+    flops = 2 * parts * sizes["batch"] * sizes["out_channels"] * _out_length(sizes) * layer.weight[0].numel()
+    nbytes = _bytes(layer, sizes)
+    if layer.weight.device.type == "cuda":
+        arithmetic = cuda_arithmetic(dtype, layer.weight.device)
+        print(
+            f"computed by the CUDA kernels, in {arithmetic}; {flops / 1e6:,.1f} MFLOP and {nbytes / 1e6:,.1f} MB a pass"
+        )
+        return
     threads = torch.get_num_threads()
     peak = _fma_peak(real) * threads
     bandwidth = _copy_bandwidth(threads)
     print(f"{_C.isa()}, {threads} thread{'s' * (threads > 1)}: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.0f} GB/s")
     columns: list[dict[str, str]] = []
-    flops = 2 * parts * sizes["batch"] * sizes["out_channels"] * _out_length(sizes) * layer.weight[0].numel()
-    nbytes = _bytes(layer, sizes)
     for name, operator in _OPERATORS.items():
         plan = _C.plan(
             operator, str(real).removeprefix("torch."), **sizes, padding_mode=layer.padding_mode, accumulate=parts > 1
@@ -123,12 +131,27 @@ def _not_computed_here(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) ->
     for tensor in tensors:
         if is_foreign(tensor):
             return f"{type(tensor).__name__} handles operators itself"
-        if tensor.device.type != "cpu":
+        if tensor.device.type == "cuda" and (reason := _no_cuda(tensor)):
+            return reason
+        if tensor.device.type not in ("cpu", "cuda"):
             return f"there are no kernels for {tensor.device.type}"
         if tensor.dtype not in _COMPUTED:
             return f"there are no kernels for {tensor.dtype}"
         if tensor.layout != torch.strided:
             return f"there are no kernels for {tensor.layout}"
+    return None
+
+
+def _no_cuda(tensor: Tensor) -> str | None:
+    """Why the CUDA kernels cannot compute on the tensor's GPU."""
+    if not _C.build_info()["cuda"]:
+        return "the CUDA kernels were not built"
+    if not _C.cuda_enabled():
+        return "conv1d_ext.backends.cuda.enabled is False"
+    if not torch.cuda.is_available():
+        return "no GPU found"
+    if tensor.dtype in _COMPUTED and cuda_arithmetic(tensor.dtype, tensor.device) is None:
+        return f"there are no kernels for {tensor.dtype} on this GPU"
     return None
 
 

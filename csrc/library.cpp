@@ -22,3 +22,10 @@ TORCH_LIBRARY(conv1d_ext, m) {
       kTags);
   m.def("conv1d_backward_bias(Tensor grad_output) -> Tensor", kTags);
 }
+
+// Kernels read lazily conjugated tensors as they are; without this, torch would make a copy first.
+TORCH_LIBRARY_IMPL(conv1d_ext, Conjugate, m) {
+  for (const char* op : {"conv1d", "conv1d_backward_input", "conv1d_backward_weight", "conv1d_backward_bias"}) {
+    m.impl(op, torch::CppFunction::makeFallthrough());
+  }
+}

@@ -22,6 +22,7 @@
 #include "conv1d.h"
 #include "cpu/allowed.h"
 #include "cpu/isa.h"
+#include "cuda_switch.h"
 
 namespace conv1d_ext {
 namespace {
@@ -209,7 +210,14 @@ py::dict build_info() {
   info["compiler"] = __VERSION__;
   info["openmp"] = _OPENMP;
   info["isas"] = isas<isa_built>();
+  info["cuda"] = cuda_kernels() ? cuda_kernels()->architectures : "";
   return info;
+}
+
+// None where torch's operator computes.
+std::optional<std::string> cuda_arithmetic(at::ScalarType type, int capability, int64_t shared_bytes) {
+  const char* name = cuda_kernels() ? cuda_kernels()->arithmetic(type, capability, shared_bytes) : nullptr;
+  return name ? std::optional<std::string>(name) : std::nullopt;
 }
 
 // The plan of a problem with contiguous operands, by the names of problem.h and plan.h.
@@ -324,6 +332,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_fft_use", torch::wrap_pybind_function(&use_fft), "'never', 'where faster', for tests 'where possible'.");
   m.def("toom_cook_use", [] { return std::string(kUses[int(toom_cook_use())]); }, "The same of Toom-Cook's algorithm.");
   m.def("set_toom_cook_use", torch::wrap_pybind_function(&use_toom_cook), "As set_fft_use.");
+  m.def("cuda_enabled", &cuda_enabled, "Whether CUDA tensors go to the CUDA kernels, where these were built.");
+  m.def("set_cuda_enabled", &set_cuda_enabled, "False: they go to torch's operator.");
+  m.def(
+      "cuda_arithmetic", &cuda_arithmetic, "What operands of a dtype are computed in on such a GPU; None: by torch.",
+      py::arg("dtype"), py::arg("capability"), py::arg("shared_bytes"));
   m.def("fma_peak", &fma_peak, "Measures the GFLOP/s of float32 FMAs on one core.");
   m.def(
       "plan", torch::wrap_pybind_function(&plan), "The kernels' plan for a problem with contiguous operands.",

@@ -67,8 +67,9 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 def test_messages_that_are_explained_exist() -> None:
-    explained = re.findall(r"^\| `(.+?)`", (ROOT / "docs/building.md").read_text(), re.MULTILINE)
+    page = (ROOT / "docs/building.md").read_text()
+    explained = re.findall(r"^\| `(.+?)`", page[page.index("## When it fails") :], re.MULTILINE)
     sources = "".join((ROOT / file).read_text() for file in ("setup.py", "conv1d_ext/_load.py", "conv1d_ext/config.py"))
     parts = [part for message in explained for part in message.split("...")]
-    assert len(explained) == 5
+    assert len(explained) == 6
     assert [part for part in parts if part not in sources] == []

@@ -17,6 +17,7 @@ KERNEL_FILES = [
     *CSRC.glob("cpu/*plan*"),
     CSRC / "cpu/kernel_table.h",
 ]
+CUDA_KERNEL_FILES = [*CSRC.glob("cuda/*.cu"), *CSRC.glob("cuda/*.cuh"), CSRC / "cuda/kernels.h"]
 PYTHON_LAYERS = ["__init__", "convert", "modules", "functional", "_ops", "_vmap", "_fake"]
 
 
@@ -28,7 +29,7 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", KERNEL_FILES, ids=relative)
+@pytest.mark.parametrize("path", KERNEL_FILES + CUDA_KERNEL_FILES, ids=relative)
 def test_kernels_do_not_know_torch(path: Path) -> None:
     assert not [i for i in includes(path) if i.startswith(("torch/", "ATen/", "c10/"))]
 
@@ -39,6 +40,20 @@ def test_upper_layers_do_not_know_backends(path: Path) -> None:
     if path.name == "python.cpp":  # reports the instruction sets and plans
         backends = [i for i in backends if i not in ("cpu/allowed.h", "cpu/isa.h")]
     assert not backends
+
+
+@pytest.mark.parametrize("path", sorted([*CSRC.glob("cpu/*.*"), *CSRC.glob("cuda/*.*")]), ids=relative)
+def test_backends_do_not_know_each_other(path: Path) -> None:
+    other = {"cpu": "cuda", "cuda": "cpu"}[path.parent.name]
+    assert not [i for i in includes(path) if i.startswith(other)]
+
+
+@pytest.mark.parametrize("path", [p for p in CUDA_KERNEL_FILES if p.name != "device.cuh"], ids=relative)
+def test_kernels_know_cuda_through_device_cuh_alone(path: Path) -> None:
+    """So that tests/emulator can stand in for it."""
+    own = {p.name for p in CUDA_KERNEL_FILES} | {f"cuda/{p.name}" for p in CUDA_KERNEL_FILES} | {"problem.h"}
+    foreign = [i for i in includes(path) if i not in own]
+    assert not [i for i in foreign if i.startswith(("cuda", "cooperative_groups", "mma", "cub/", "cute/"))]
 
 
 @pytest.mark.parametrize("path", [p for p in KERNEL_FILES if "plan" not in p.name], ids=relative)

@@ -53,7 +53,7 @@ def wheel(archives: Path) -> Path:
 def test_sdist_holds_the_repository(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    suffixes = {".cpp", ".h", ".py", ".pyi", ".typed", ".txt", ".json", ".md", ".png"}
+    suffixes = {".cpp", ".h", ".cu", ".cuh", ".py", ".pyi", ".typed", ".txt", ".json", ".md", ".png"}
     folders = ["csrc", "conv1d_ext", "tests", "benchmarks", "examples", "requirements", "docs"]
     files = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in suffixes]
     assert {str(p.relative_to(ROOT)) for p in files} | set(TOP_FILES) <= held

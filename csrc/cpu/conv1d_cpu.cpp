@@ -17,6 +17,7 @@
 #include "cpu/allowed.h"
 #include "cpu/isa.h"
 #include "fallback.h"
+#include "tensors.h"
 
 namespace conv1d_ext {
 namespace {
@@ -40,13 +41,6 @@ Kernels kernels_for(at::ScalarType real_type) {
     default:
       TORCH_INTERNAL_ASSERT(false, "no kernels for ", real_type);
   }
-}
-
-bool covered(const at::Tensor& a, const at::Tensor& b) {
-  const auto type = a.scalar_type();
-  return (type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf ||
-          type == at::kComplexFloat || type == at::kComplexDouble) &&
-         a.layout() == at::kStrided && b.layout() == at::kStrided;
 }
 
 // The plans, remembered: models call the same layers over and over, and a plan takes longer than the smallest of them.
@@ -333,70 +327,21 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, const BackwardBia
       [&](int64_t begin, int64_t end) { kernels.run.backward_bias(problem, args, begin, end); });
 }
 
-TensorStrides strides(const at::Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2)}; }
-WeightStrides weight_strides(const at::Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2)}; }
-
-// Complex numbers are pairs of real ones: the real (0) or imaginary (1) part of a tensor is a real tensor in place, of
-// twice the strides.
-void view_parts(Conv1dProblem& problem) {
-  for (TensorStrides* s : {&problem.input, &problem.output}) *s = {2 * s->batch, 2 * s->channel, 2 * s->position};
-  problem.weight = {2 * problem.weight.out_channel, 2 * problem.weight.in_channel, 2 * problem.weight.tap};
-}
-const void* part(const at::Tensor& t, int index) {
-  return static_cast<const char*>(t.const_data_ptr()) + index * (t.element_size() / 2);
-}
-void* mutable_part(const at::Tensor& t, int index) {
-  return static_cast<char*>(t.mutable_data_ptr()) + index * (t.element_size() / 2);
-}
-
-// The product of a and b, complex, out of real ones: multiply(problem, part of a, part of b, part of the result).
-template <class Multiply>
-void multiply_parts(Conv1dProblem problem, const at::Tensor& a, const at::Tensor& b, const Multiply& multiply) {
-  view_parts(problem);
-  for (int part_a : {0, 1}) {
-    for (int part_b : {0, 1}) {
-      const bool squared_i = part_a == 1 && part_b == 1;
-      problem.accumulate = part_a == 1;
-      // A conjugate tensor is stored as it was and its imaginary part is read with the other sign.
-      problem.negate = squared_i ^ (part_a == 1 && a.is_conj()) ^ (part_b == 1 && b.is_conj());
-      multiply(problem, part_a, part_b, part_a ^ part_b);
-    }
-  }
-}
-
-// Large results in huge pages, too: the allocator returns large blocks to the system, so that each call touches them
-// for the first time.
-at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const at::Tensor result = at::empty(sizes, options);
+// Large results, too: the allocator returns large blocks to the system, so that each call touches them for the first
+// time.
+at::Tensor in_huge_pages(at::Tensor result) {
   advise_huge_pages(result.mutable_data_ptr(), int64_t(result.nbytes()));
   return result;
-}
-
-// What torch takes for a weight in channels-last order: at::Tensor::suggest_memory_format of the weight as an image of
-// height 1, without the cost of that view, which shows in small layers.
-bool is_channels_last(const at::Tensor& weight) {
-  const int64_t channels = weight.size(1), taps = weight.size(2);
-  const int64_t channel = weight.stride(1), tap = weight.stride(2);
-  return channels * taps > 1 && channel > 0 && tap >= channel * channels && tap * taps != channel &&
-         weight.stride(0) >= tap * taps;
-}
-
-// torch's convolutions follow the memory format of the weight, but for an empty batch.
-at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options, const at::Tensor& weight) {
-  if (sizes[0] > 0 && is_channels_last(weight)) {
-    return empty_result({sizes[0], sizes[2], sizes[1]}, options).transpose(1, 2);
-  }
-  return empty_result(sizes, options);
 }
 
 at::Tensor conv1d_cpu(
     const Geometry<int64_t>& geometry, const at::Tensor& input, const at::Tensor& weight,
     const std::optional<at::Tensor>& bias) {
-  if (!covered(input, weight)) return fallback::conv1d(geometry, input, weight, bias);
+  if (!is_covered(input, weight)) return fallback::conv1d(geometry, input, weight, bias);
   Conv1dProblem problem = check_conv1d(geometry, input, weight, bias);
   if (problem.in_channels == 0) return fallback::conv1d(geometry, input, weight, bias);
   const at::Tensor output =
-      empty_result({problem.batch, problem.out_channels, problem.out_length}, input.options(), weight);
+      in_huge_pages(empty_result({problem.batch, problem.out_channels, problem.out_length}, input.options(), weight));
   problem.input = strides(input);
   problem.output = strides(output);
   problem.weight = weight_strides(weight);
@@ -410,12 +355,11 @@ at::Tensor conv1d_cpu(
             output.mutable_data_ptr(), nullptr});
     return output;
   }
-  const at::Tensor bias_parts =  // [2, C_out]
-      bias.has_value() && bias->defined() ? at::view_as_real(bias->resolve_conj()).t().contiguous() : at::Tensor();
+  const at::Tensor bias_rows = bias_parts(bias);
   multiply_parts(problem, input, weight, [&](const Conv1dProblem& real, int in_part, int weight_part, int out_part) {
     // The first product of each part brings the bias, which is subtracted along with a product that is.
     at::Tensor bias_row;
-    if (bias_parts.defined() && !real.accumulate) bias_row = real.negate ? -bias_parts[out_part] : bias_parts[out_part];
+    if (bias_rows.defined() && !real.accumulate) bias_row = real.negate ? -bias_rows[out_part] : bias_rows[out_part];
     run_direct(
         kernels, real,
         ForwardArgs{
@@ -427,11 +371,13 @@ at::Tensor conv1d_cpu(
 
 at::Tensor conv1d_backward_input_cpu(
     const Geometry<int64_t>& geometry, const at::Tensor& grad_output, const at::Tensor& weight, int64_t in_length) {
-  if (!covered(grad_output, weight)) return fallback::conv1d_backward_input(geometry, grad_output, weight, in_length);
+  if (!is_covered(grad_output, weight))
+    return fallback::conv1d_backward_input(geometry, grad_output, weight, in_length);
   Conv1dProblem problem = check_conv1d_backward_input(geometry, grad_output, weight, in_length);
   const std::array<int64_t, 3> sizes{problem.batch, problem.in_channels, problem.in_length};
-  const at::Tensor grad_input = grad_output.is_complex() ? empty_result(sizes, grad_output.options())
-                                                         : empty_result(sizes, grad_output.options(), weight);
+  const at::Tensor grad_input = in_huge_pages(
+      grad_output.is_complex() ? at::empty(sizes, grad_output.options())
+                               : empty_result(sizes, grad_output.options(), weight));
   problem.input = strides(grad_input);
   problem.output = strides(grad_output);
   problem.weight = weight_strides(weight);
@@ -456,10 +402,11 @@ at::Tensor conv1d_backward_input_cpu(
 
 at::Tensor conv1d_backward_weight_cpu(
     const Geometry<int64_t>& geometry, const at::Tensor& grad_output, const at::Tensor& input, int64_t kernel_size) {
-  if (!covered(grad_output, input)) return fallback::conv1d_backward_weight(geometry, grad_output, input, kernel_size);
+  if (!is_covered(grad_output, input))
+    return fallback::conv1d_backward_weight(geometry, grad_output, input, kernel_size);
   Conv1dProblem problem = check_conv1d_backward_weight(geometry, grad_output, input, kernel_size);
-  at::Tensor grad_weight =
-      empty_result({problem.out_channels, problem.in_channels / problem.groups, kernel_size}, input.options());
+  at::Tensor grad_weight = in_huge_pages(
+      at::empty({problem.out_channels, problem.in_channels / problem.groups, kernel_size}, input.options()));
   problem.input = strides(input);
   problem.output = strides(grad_output);
   problem.weight = weight_strides(grad_weight);
@@ -481,7 +428,7 @@ at::Tensor conv1d_backward_weight_cpu(
 }
 
 at::Tensor conv1d_backward_bias_cpu(const at::Tensor& grad_output) {
-  if (!covered(grad_output, grad_output)) return fallback::conv1d_backward_bias(grad_output);
+  if (!is_covered(grad_output, grad_output)) return fallback::conv1d_backward_bias(grad_output);
   Conv1dProblem problem = check_conv1d_backward_bias(grad_output);
   problem.output = strides(grad_output);
   const Kernels kernels = kernels_for(at::toRealValueType(grad_output.scalar_type()));
@@ -505,13 +452,6 @@ TORCH_LIBRARY_IMPL(conv1d_ext, CPU, m) {
   m.impl("conv1d_backward_input", Flat<&conv1d_backward_input_cpu>::call);
   m.impl("conv1d_backward_weight", Flat<&conv1d_backward_weight_cpu>::call);
   m.impl("conv1d_backward_bias", conv1d_backward_bias_cpu);
-}
-
-// The kernels read lazily conjugated tensors as they are; without this, torch would make a copy first.
-TORCH_LIBRARY_IMPL(conv1d_ext, Conjugate, m) {
-  for (const char* op : {"conv1d", "conv1d_backward_input", "conv1d_backward_weight", "conv1d_backward_bias"}) {
-    m.impl(op, torch::CppFunction::makeFallthrough());
-  }
 }
 
 }  // namespace
