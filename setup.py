@@ -143,7 +143,9 @@ def sources() -> list[str]:
 
 
 def cuda_sources() -> list[str]:
-    return sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
+    """The kernels, and what plans and launches them."""
+    paths = [p for p in ROOT.glob("csrc/cuda/*") if p.suffix in (".cu", ".cpp") and p.name != "conv1d_cuda.cpp"]
+    return sorted(str(p.relative_to(ROOT)) for p in paths)
 
 
 def cuda_settings() -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ KERNEL_FILES = [
     *CSRC.glob("cpu/*plan*"),
     CSRC / "cpu/kernel_table.h",
 ]
-CUDA_KERNEL_FILES = [*CSRC.glob("cuda/*.cu"), *CSRC.glob("cuda/*.cuh"), CSRC / "cuda/kernels.h"]
+CUDA_KERNEL_FILES = [p for p in CSRC.glob("cuda/*") if p.name != "conv1d_cuda.cpp"]
 PYTHON_LAYERS = ["__init__", "convert", "modules", "functional", "_ops", "_vmap", "_fake"]
 
 

@@ -69,7 +69,7 @@ std::optional<Type> arithmetic(at::ScalarType type, const Device& device) {
 }
 
 const char* arithmetic_name(at::ScalarType type, int capability, int64_t shared_bytes) {
-  const std::optional<Type> found = arithmetic(type, {capability, shared_bytes});
+  const std::optional<Type> found = arithmetic(type, {.capability = capability, .shared_bytes = shared_bytes});
   if (!found) return nullptr;
   switch (*found) {
     case Type::kFloat64:
@@ -147,7 +147,7 @@ at::Tensor conv1d_cuda(
     return fallback::conv1d(geometry, input, weight, bias);
   }
   Conv1dProblem problem = check_conv1d(geometry, input, weight, bias);
-  if (problem.in_channels == 0) return fallback::conv1d(geometry, input, weight, bias);
+  if (problem.in_channels == 0 || !fits(problem)) return fallback::conv1d(geometry, input, weight, bias);
   const c10::cuda::CUDAGuard guard(input.device());
   at::Tensor output = empty_result({problem.batch, problem.out_channels, problem.out_length}, input.options(), weight);
   problem.input = strides(input);
@@ -180,6 +180,7 @@ at::Tensor conv1d_backward_input_cuda(
   const auto target = find_target(grad_output, weight);
   if (!target) return fallback::conv1d_backward_input(geometry, grad_output, weight, in_length);
   Conv1dProblem problem = check_conv1d_backward_input(geometry, grad_output, weight, in_length);
+  if (!fits(problem)) return fallback::conv1d_backward_input(geometry, grad_output, weight, in_length);
   const c10::cuda::CUDAGuard guard(grad_output.device());
   const std::array<int64_t, 3> sizes{problem.batch, problem.in_channels, problem.in_length};
   at::Tensor grad_input = grad_output.is_complex() ? at::empty(sizes, grad_output.options())
@@ -208,6 +209,7 @@ at::Tensor conv1d_backward_weight_cuda(
   const auto target = find_target(grad_output, input);
   if (!target) return fallback::conv1d_backward_weight(geometry, grad_output, input, kernel_size);
   Conv1dProblem problem = check_conv1d_backward_weight(geometry, grad_output, input, kernel_size);
+  if (!fits(problem)) return fallback::conv1d_backward_weight(geometry, grad_output, input, kernel_size);
   const c10::cuda::CUDAGuard guard(input.device());
   at::Tensor grad_weight =
       at::empty({problem.out_channels, problem.in_channels / problem.groups, kernel_size}, input.options());

@@ -254,7 +254,7 @@ struct WeightView {
 // The weights in the order in which `correlate` reads them: [group][tap][block of channels][row][64 bytes of channels],
 // rows and channels filled up with zeros, and rounded to TF32 where it is that. Unfolded, channel and tap are one.
 template <class Units>
-__global__ void __launch_bounds__(kThreads) pack_weights(
+__global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_weights(
     const Correlation c, const CorrelatePlan plan, const WeightView view,
     const Global<const typename Units::Storage> weight, const Global<typename Units::Storage> packed) {
   using T = typename Units::Storage;

@@ -23,7 +23,7 @@ __device__ inline Sum sum_of_block(Sum value, Shared scratch) {
 
 // partials[split][out_channel] = sum of a part of each channel's grad_output.
 template <class T, class Sum>
-__global__ void __launch_bounds__(kThreads) sum_positions(
+__global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) sum_positions(
     const int64_t batch, const int64_t out_channels, const int64_t out_length, const TensorStrides strides,
     const int64_t splits, const Global<const T> grad, const Global<Sum> partials) {
   const int64_t terms = batch * out_length;
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) sum_positions(
 
 // result[oc, ic, k] = sum over splits of partials[split][oc][ic][k]
 template <class T, class Sum>
-__global__ void __launch_bounds__(kThreads) sum_partials(
+__global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) sum_partials(
     const int64_t out_channels, const int64_t in_channels, const int64_t kernel_size, const WeightStrides strides,
     const int64_t splits, const bool accumulate, const bool negate, const Global<const Sum> partials,
     const Global<T> result) {
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) sum_partials(
 // The gradient of the input from that of the padded input, [N, C, left + L + right], contiguous: each position gets the
 // gradients of all that show it, from the left to the right.
 template <class T, class Sum>
-__global__ void __launch_bounds__(kThreads) fold_padding(
+__global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) fold_padding(
     const int64_t batch, const int64_t channels, const Signal input, const bool accumulate, const bool negate,
     const Global<const Sum> padded, const Global<T> result) {
   const int64_t length = input.length, left = input.padding_left, right = input.padding_right;

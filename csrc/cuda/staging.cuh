@@ -8,6 +8,8 @@
 namespace conv1d_ext::cuda {
 
 constexpr int kWarps = kThreads / 32;
+// Of kernels that take little more than an element at a time, which memory limits: half of all the threads there can be.
+constexpr int kPlainBlocksPerSm = 4;
 template <class T>
 constexpr int kRowChannels = kRowBytes / int(sizeof(T));
 
