@@ -1,13 +1,30 @@
-"""The CUDA kernels on an emulated GPU (tests/emulator) against the float64 oracle: every operator, type, tile, layout."""
+"""The CUDA kernels on an emulated GPU (tests/emulator) against the float64 oracle: every operator, type and tile."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 import reference
 import torch
 from cases import CASES, Case, Operands, make_operands
-from emulator.kernels import CHOICES, OPS, TYPES, Choice, Device, dtype_of, run
+from emulator.kernels import CHOICES, OPS, TYPES, Choice, Device, EmulatorError, dtype_of, run, typed
+from emulator.library import load
+from test_kernels import sliced, transposed
+from test_nonfinite import assert_same_places, spoiled
 from torch import Tensor
 
+CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
 NONEMPTY = [case for case in CASES if case.batch > 0]
+
+
+def shifted(t: Tensor) -> Tensor:
+    """Transposed, and an element beyond where it were aligned."""
+    _, c, length = t.shape
+    storage = torch.full((t.numel() + 1,), torch.nan, dtype=t.dtype)
+    return storage.as_strided(t.shape, (c * length, 1, c), 1).copy_(t)
+
+
+LAYOUTS = {"transposed": transposed, "sliced": sliced, "shifted": shifted}
 
 
 def emulate(op: str, type: str, case: Case, operands: Operands, result: Tensor | None = None, **settings) -> Tensor:
@@ -51,6 +68,10 @@ def check(op: str, type: str, case: Case, operands: Operands, **settings) -> Non
     reference.assert_matches(actual, oracle(op, case, operands), case.terms(op))
 
 
+def expect_failure(request: pytest.FixtureRequest, reason: str) -> None:
+    request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+
+
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("case", NONEMPTY, ids=str)
 def test_matches_oracle(case: Case, type: str) -> None:
@@ -67,3 +88,157 @@ def test_matches_oracle_by_every_kernel(case: Case, type: str, choice: Choice) -
     operands = operands_of(type, case)
     for op in OPS[:3]:
         check(op, type, case, operands, choice=choice)
+
+
+# Channels of a multiple of 16 bytes are copied as such where they are neighbours: in `transposed`, not in `shifted`.
+@pytest.mark.parametrize("choice", [Choice(), Choice("matrix", "small"), Choice("matrix", "large", "gather")], ids=str)
+@pytest.mark.parametrize("type", ["float32", "float16", "tf32"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", NONEMPTY[::7], ids=str)
+def test_reads_any_strides(case: Case, layout: str, type: str, choice: Choice) -> None:
+    x, w, bias, grad = operands_of(type, case)
+    operands = Operands(LAYOUTS[layout](x), LAYOUTS[layout](w), bias, LAYOUTS[layout](grad))
+    for op in OPS:
+        check(op, type, case, operands, choice=choice)
+
+
+@pytest.mark.parametrize("type", ["float32", "float16"])
+@pytest.mark.parametrize("case", NONEMPTY[::5], ids=str)
+def test_reads_expanded_tensors(case: Case, type: str) -> None:
+    x, w, bias, grad = operands_of(type, case)
+    x, w, grad = x[:1, :1].expand(x.shape), w[:1].expand(w.shape), grad[..., :1].expand(grad.shape)
+    for op in OPS[:3]:
+        for choice in (Choice(), Choice("matrix")):
+            check(op, type, case, Operands(x, w, bias, grad), choice=choice)
+
+
+@pytest.mark.parametrize("negate", [False, True], ids=["add", "subtract"])
+@pytest.mark.parametrize("accumulate", [False, True], ids=["overwrite", "accumulate"])
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("layout", ["transposed", "sliced"])
+@pytest.mark.parametrize("case", NONEMPTY[6::12], ids=str)
+def test_writes_and_adds_in_any_layout(case: Case, layout: str, type: str, accumulate: bool, negate: bool) -> None:
+    operands = operands_of(type, case)
+    for op in OPS[:3]:
+        product = oracle(op, case, operands._replace(bias=None))
+        before = torch.randn_like(product).to(dtype_of(type))
+        result = LAYOUTS[layout](before.clone() if accumulate else torch.full_like(before, torch.nan))
+        for choice in (Choice(), Choice("matrix")):
+            written = result.clone() if layout == "transposed" else LAYOUTS[layout](result)
+            emulate(op, type, case, operands, written, accumulate=accumulate, negate=negate, choice=choice)
+            expected = -product if negate else product
+            if accumulate:
+                expected = expected + before
+            elif op == "conv1d" and operands.bias is not None:
+                expected = expected + operands.bias.double()[:, None]
+            reference.assert_matches(written, expected, case.terms(op) + 1)
+            everything = torch.empty(0, dtype=written.dtype).set_(written.untyped_storage())
+            assert everything.isnan().sum() == everything.numel() - written.numel()  # nothing else was written
+
+
+@pytest.mark.parametrize("choice", CHOICES[1:], ids=str)
+@pytest.mark.parametrize("case", NONEMPTY[5::12], ids=str)
+def test_rounds_operands_to_tf32(case: Case, choice: Choice) -> None:
+    """To the nearest: products of rounded numbers are exact in float32."""
+    operands = make_operands(case)
+    x, w, bias, grad = operands
+    rounded = Operands(rounded_to_tf32(x), rounded_to_tf32(w), bias, rounded_to_tf32(grad))
+    for op in OPS[:3]:
+        actual = emulate(op, "tf32", case, operands, choice=choice)
+        reference.assert_matches(actual, oracle(op, case, rounded), case.terms(op))
+
+
+@pytest.mark.parametrize("choice", [Choice(), *CHOICES], ids=str)
+@pytest.mark.parametrize("type", ["float32", "bfloat16"])
+def test_few_blocks_do_the_work_of_many(type: str, choice: Choice) -> None:
+    """As they must where there are more than a grid may have: the results are the same bits."""
+    for case in (Case(3, 20, 80, 70, 3, stride=2, groups=2), Case(2, 3, 1100, 3, 9, groups=3, dilation=2)):
+        operands = operands_of(type, case)
+        for op in OPS:
+            expected = emulate(op, type, case, operands, choice=choice)
+            assert torch.equal(emulate(op, type, case, operands, choice=choice, most_blocks=2), expected)
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("case", NONEMPTY[::4], ids=str)
+def test_results_do_not_depend_on_the_device(case: Case, type: str) -> None:
+    operands = operands_of(type, case)
+    for op in OPS:
+        results = [emulate(op, type, case, operands, device=d) for d in (Device(86, 99 << 10), Device(90, 227 << 10))]
+        assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("type", ["float64", "float32"])
+def test_runs_on_sm_75(type: str, op: str, request: pytest.FixtureRequest) -> None:
+    if (type, op) == ("float64", "conv1d_backward_weight"):
+        expect_failure(request, "asks for 75 KiB of shared memory")
+    for case in NONEMPTY[::6]:
+        for choice in (Choice(), Choice("matrix", "large")):
+            check(op, type, case, operands_of(type, case), device=Device(75, 64 << 10), choice=choice)
+
+
+@pytest.mark.parametrize("choice", [Choice(), *CHOICES], ids=str)
+@pytest.mark.parametrize(("op", "spoil"), [
+    ("conv1d", "input"), ("conv1d", "weight"), ("conv1d_backward_input", "grad_output"),
+    ("conv1d_backward_input", "weight"), ("conv1d_backward_weight", "input"), ("conv1d_backward_weight", "grad_output"),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_infinity_and_nan_appear_where_they_should(
+    op: str, spoil: str, choice: Choice, request: pytest.FixtureRequest
+) -> None:
+    if (op, spoil) == ("conv1d_backward_input", "weight"):
+        expect_failure(request, "multiplies the weight with zeros where there are no outputs")
+    if (op, spoil) == ("conv1d_backward_weight", "input") and choice.staging == "window":
+        expect_failure(request, "multiplies the input with zeros where there are no outputs")
+    for case in NONEMPTY[:60:6]:
+        operands = operands_of("float32", case)
+        operands = operands._replace(**{spoil: spoiled(getattr(operands, spoil))})
+        assert_same_places(emulate(op, "float32", case, operands, choice=choice), oracle(op, case, operands))
+
+
+# A line of the kernels, what it becomes, and what is said of it. By operators and choices that run it.
+FAULTS = {
+    "missing barrier": (
+        "correlate.cuh", "wait_copies<kAhead - 1>();\n        sync_block();", "wait_copies<kAhead - 1>();",
+        "with no barrier between|that nothing has written|is under way", "conv1d", "float32",
+    ),
+    "wait for one group too few": (
+        "outer.cuh", "wait_copies<kAhead - 1>();", "wait_copies<kAhead>();",
+        "is under way", "conv1d_backward_weight", "float32",
+    ),
+    "off by one at a tail": (
+        "correlate.cuh", "if (at < 0 || row0 + row >= c.rows) return;", "if (at < 0 || row0 + row > c.rows) return;",
+        "writes what block|global memory out of bounds", "conv1d", "float16",
+    ),
+    "channels beyond the last": (
+        "correlate.cuh", "if (channel >= channels) return -1;", "",
+        "reads 2 bytes of global memory out of bounds", "conv1d", "float16",
+    ),
+    "window too small": (
+        "plan.cpp", "plan.window_rows = static_cast<int>(windows ? rows :",
+        "plan.window_rows = static_cast<int>(windows ? rows - 1 :",
+        "reads shared memory|loads matrices from|copy", "conv1d_backward_weight", "float16",
+    ),
+    "fragments exchanged": (
+        "units.cuh", "b[n][2 * half], b[n][2 * half + 1]);\n      }\n    }\n  }\n\n  // sum[r][c] += sum over",
+        "b[n][2 * half + 1], b[n][2 * half]);\n      }\n    }\n  }\n\n  // sum[r][c] += sum over",
+        "Tensor-likes are not close", "conv1d", "float16",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_found(fault: str, tmp_path: Path) -> None:
+    file, line, faulty, message, op, type = FAULTS[fault]
+    shutil.copytree(CUDA, tmp_path / "cuda")
+    source = (tmp_path / "cuda" / file).read_text()
+    assert line in source
+    (tmp_path / "cuda" / file).write_text(source.replace(line, faulty))
+    library = load("all", "libconv1d_emulated.so", SOURCES=tmp_path, OUT=tmp_path / "out", CXXFLAGS="-O1")
+    case = Case(2, 37, 150, 41, 3, padding=(1, 1))
+    operands = operands_of(type, case)
+    with pytest.raises((EmulatorError, AssertionError), match=message):
+        check(op, type, case, operands, choice=Choice("matrix", "small", "window"), library=typed(library))
+    check(op, type, case, operands, choice=Choice("matrix", "small", "window"))

@@ -38,7 +38,12 @@ FAULTS = [
     ("reverse_warp across warps", 64, 64, "reads shared memory that nothing has written (byte 252)"),
     ("write before others read", 64, 64, "thread 32: reads shared memory that thread 0 wrote, with no barrier between"),
     ("write after others read", 64, 64, "thread 40: writes shared memory that warp 0 read, with no barrier between"),
-    ("write after all read", 64, 64, "thread 40: writes shared memory that several warps read, with no barrier between"),
+    (
+        "write after all read",
+        64,
+        64,
+        "thread 40: writes shared memory that several warps read, with no barrier between",
+    ),
     # Barriers and a warp's operations that not all threads reach.
     ("barrier of some lanes", 64, 64, "thread 32: waits at sync_block, but thread 40 is at the kernel's end"),
     ("barrier of some warps", 64, 64, "thread 0: waits at sync_block, but thread 32 is at the kernel's end"),

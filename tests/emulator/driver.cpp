@@ -1,5 +1,5 @@
-// csrc/cuda/kernels.h for ctypes, on the emulator. Numbers come as int64 in the order of the structs' members; errors go
-// back as text.
+// csrc/cuda/kernels.h for ctypes, on the emulator. Numbers come as int64 in the order of the structs' members; errors
+// go back as text.
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -20,6 +20,7 @@ struct Call {
   Device device;
   Choice choice;
   Conv1dProblem problem;
+  int64_t most_blocks;
 };
 
 Call parse(const int64_t* numbers) {
@@ -46,6 +47,7 @@ Call parse(const int64_t* numbers) {
   p.weight = {number(), number(), number()};
   word(p.accumulate);
   word(p.negate);
+  word(call.most_blocks);
   return call;
 }
 
@@ -80,6 +82,7 @@ EXPORTED const char* emulated_run(const int64_t* numbers, const Operand* operand
 
   emulator::machine.capability = call.device.capability;
   emulator::machine.shared_limit = call.device.shared_bytes;
+  emulator::machine.most_blocks = call.most_blocks;
   emulator::machine.allocations.clear();
   constexpr const char* kNames[] = {"signal", "factor", "bias", "result"};
   for (int i = 0; i < 4; ++i) {

@@ -285,11 +285,13 @@ const std::map<std::string, Start> kKernels = {
     {"read result", start<32, read_result>},
     {"write twice", start<32, write_twice>},
     {"read others", start<32, read_others>},
-    {"write what others read", [](const Data& data) {
+    {"write what others read",
+     [](const Data& data) {
        start<64, fill>(data);
        start<32, write_what_others_read>(data);
      }},
-    {"fill twice", [](const Data& data) {
+    {"fill twice",
+     [](const Data& data) {
        start<64, fill>(data);
        start<64, fill>(data);
      }},

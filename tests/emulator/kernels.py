@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import torch
 from cases import Case
-from torch import Tensor
-
 from emulator.library import load
+from torch import Tensor
 
 OPS = ["conv1d", "conv1d_backward_input", "conv1d_backward_weight", "conv1d_backward_bias"]
 TYPES = ["float64", "float32", "tf32", "bfloat16", "float16"]
@@ -33,6 +32,7 @@ class Choice(NamedTuple):
         return "-".join(word for word in self if word != "any") or "any"
 
 
+SM_86, AUTOMATIC = Device(), Choice()
 # One of each kind.
 CHOICES = [
     Choice("narrow"),
@@ -50,10 +50,11 @@ class EmulatorError(Exception):
 
 def run(
     op: str, type: str, case: Case, signal: Tensor, factor: Tensor | None, bias: Tensor | None, result: Tensor, *,
-    accumulate: bool = False, negate: bool = False, device: Device = Device(), choice: Choice = Choice(),
-    library: ctypes.CDLL | None = None,
+    accumulate: bool = False, negate: bool = False, device: Device = SM_86, choice: Choice = AUTOMATIC,
+    most_blocks: int = 2**31 - 1, library: ctypes.CDLL | None = None,
 ) -> None:  # fmt: skip
-    """Writes to `result`. Signal and factor are kernels.h's; tensors may have any strides."""
+    """Writes to `result`. Signal and factor are kernels.h's; tensors may have any strides. Kernels get no more than
+    `most_blocks`, whatever they ask for."""
     input_like, output_like, weight_like = {
         "conv1d": (signal, result, factor),
         "conv1d_backward_input": (result, signal, factor),
@@ -66,7 +67,7 @@ def run(
         ALGORITHMS.index(choice.algorithm), TILES.index(choice.tile), STAGINGS.index(choice.staging),
         case.batch, case.in_channels, case.out_channels, case.groups, case.in_length, case.out_length,
         case.kernel_size, case.stride, case.dilation, *case.padding, PADDING_MODES.index(case.padding_mode),
-        *(stride for three in strides for stride in three), accumulate, negate,
+        *(stride for three in strides for stride in three), accumulate, negate, most_blocks,
     ]  # fmt: skip
     pointers: list[int] = []
     for t in (signal, factor, bias, result):

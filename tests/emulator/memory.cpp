@@ -126,9 +126,11 @@ void forget_copies() {
 
 namespace {
 
-// Marks of global memory: the launch, over 41 bits that say which block and thread; 1 where there was something before.
+// Threads of one launch have nothing to say to each other in global memory: in what one of them wrote, or in what one
+// of them read and another would write, there is an order only by luck, or by barriers that no kernel here uses for it.
+// Marks: the launch, over 41 bits that say which block and thread; 1 where there was something before.
 constexpr int kLaunchBit = 41, kBlockBit = 10;
-constexpr uintptr_t kNull = 1 << 16;  // addresses below are null pointers
+constexpr uintptr_t kNull = 1 << 16;                            // addresses below are null pointers
 constexpr uint64_t kSeveral = (uint64_t{1} << kLaunchBit) - 1;  // threads; no launch has 2^31 blocks
 
 uint64_t mark_of_thread() {
@@ -145,11 +147,15 @@ std::string thread_of_mark(uint64_t mark) {
 Allocation& allocation_at(const char* does, uintptr_t address, unsigned bytes, int alignment) {
   static size_t last = 0;
   std::vector<Allocation>& all = machine.allocations;
-  const auto holds = [=](const Allocation& a) { return address >= a.begin && address < a.end && a.end - address >= bytes; };
+  const auto holds = [=](const Allocation& a) {
+    return address >= a.begin && address < a.end && a.end - address >= bytes;
+  };
   if (last >= all.size() || !holds(all[last])) {
     last = std::find_if(all.begin(), all.end(), holds) - all.begin();
     if (last == all.size()) {
-      const auto distance = [=](const Allocation& a) { return address < a.begin ? a.begin - address : address - a.end; };
+      const auto distance = [=](const Allocation& a) {
+        return address < a.begin ? a.begin - address : address - a.end;
+      };
       std::string place = "byte " + std::to_string(address) + " of null";
       if (!all.empty() && address >= kNull) {
         const Allocation& near = *std::min_element(

@@ -46,7 +46,9 @@ struct Global {
   bool is_null() const { return data == nullptr; }
 
   // Also of what is outside of all memory.
-  uintptr_t address(int64_t i) const { return reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(i) * sizeof(T); }
+  uintptr_t address(int64_t i) const {
+    return reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(i) * sizeof(T);
+  }
 };
 
 struct Shared {
@@ -144,7 +146,9 @@ void launch(void (*kernel)(Params...), int64_t blocks, int shared_bytes, Stream,
     std::tuple<Params...> params;
   };
   const Call call{kernel, {args...}};
-  const auto body = [](const void* call) { std::apply(static_cast<const Call*>(call)->kernel, static_cast<const Call*>(call)->params); };
+  const auto body = [](const void* call) {
+    std::apply(static_cast<const Call*>(call)->kernel, static_cast<const Call*>(call)->params);
+  };
   emulator::launch(body, &call, blocks, kThreads, shared_bytes);
 }
 
