@@ -62,9 +62,7 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
     nbytes = _bytes(layer, sizes)
     if layer.weight.device.type == "cuda":
         arithmetic = cuda_arithmetic(dtype, layer.weight.device)
-        print(
-            f"computed by the CUDA kernels, in {arithmetic}; {flops / 1e6:,.1f} MFLOP and {nbytes / 1e6:,.1f} MB a pass"
-        )
+        print(f"computed by the CUDA kernels in {arithmetic}: {flops / 1e6:,.1f} MFLOP, {nbytes / 1e6:,.1f} MB a pass")
         return
     threads = torch.get_num_threads()
     peak = _fma_peak(real) * threads
