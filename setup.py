@@ -87,7 +87,8 @@ def cuda_architectures() -> str:
         known = nvcc("--list-gpu-code").split()
         chosen = [arch for arch in CUDA_ARCHITECTURES if f"sm_{arch.replace('.', '')}" in known]
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(chosen) + "+PTX"
-    return " ".join(flag.rpartition("code=")[2] for flag in cpp_extension._get_cuda_arch_flags())
+    names = [flag.rpartition("code=")[2] for flag in cpp_extension._get_cuda_arch_flags()]
+    return " ".join(sorted(names, key=lambda name: (name[0] == "c", len(name), name)))
 
 
 class BuildWithIsaFlags(BuildExtension):

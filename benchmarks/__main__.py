@@ -11,6 +11,8 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from conv1d_ext import _C
+
 from .layers import PASSES, PUBLIC_LAYERS, Layer, load
 from .measure import measure
 from .peers import PEERS, missing_packages
@@ -32,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--layers: {error}")
     if not layers:
         parser.error(f"no layer has one of {options.filter} in its name")
+    torch.backends.cudnn.conv.fp32_precision = options.fp32
     console = Console()
     console.print(", ".join(f"{key} {value}" for key, value in machine().items() if value), highlight=False)
     warn_if_busy(console)
@@ -79,6 +82,9 @@ def _is_there(device: str, console: Console) -> bool:
     if device == "cuda" and not torch.cuda.is_available():
         console.print(f"cuda: torch {torch.__version__} finds no GPU here; nothing is measured on one")
         return False
+    if device == "cuda" and not _C.build_info()["cuda"]:
+        console.print("cuda: conv1d_ext was built without CUDA kernels; nothing is measured on a GPU")
+        return False
     return True
 
 
@@ -114,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--layers", nargs="+", type=Path, default=[PUBLIC_LAYERS], metavar="FILE", help="default: the layers.json here")
     add("--filter", nargs="+", default=[""], metavar="TEXT", help="only layers with one of these texts in their name")
+    fp32 = "float32 convolutions on a GPU, torch's and conv1d_ext's; default: tf32, as is torch's"
+    add("--fp32", choices=("tf32", "ieee"), default="tf32", help=fp32)
     memory = "fresh: malloc as it is (default); reused: it gives nothing back to the system, so pages are never new"
     add("--memory", choices=("fresh", "reused"), default="fresh", help=memory)
     add("--seconds", type=float, default=1.0, help="per layer, mode, dtype and number of threads; default: %(default)s")

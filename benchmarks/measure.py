@@ -21,7 +21,9 @@ from .result import COPY, Result
 from .workload import Workload, rotation
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 300
-SAMPLE_SECONDS = 1e-3  # an engine is repeated for so long in a sample: a thousand times what reading the clock takes
+# An engine is repeated for so long in a sample: a thousand times what reading the clock takes, and many times what
+# waiting for a GPU costs.
+SAMPLE_SECONDS = 1e-3
 SETTLE_SECONDS = 5e-3  # the idle threads of a pool spin for some milliseconds before they sleep
 
 

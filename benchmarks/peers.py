@@ -38,7 +38,7 @@ def missing_packages(peer: str) -> list[str]:
 
 def supports(peer: str, mode: str, dtype: torch.dtype, device: str) -> bool:
     if peer == "torch" or peer in VARIANTS:
-        return True
+        return peer == "torch" or device == "cpu"  # the switches are the CPU's
     return mode == "forward" and (not has_own_threads(peer) or (dtype == torch.float32 and device == "cpu"))
 
 

@@ -101,6 +101,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": f"{cpus[0]} x {len(cpus)}" if cpus else platform.processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "float32 there": torch.backends.cudnn.conv.fp32_precision if torch.cuda.is_available() else None,
         "isa": _C.isa(),
         "torch": torch.__version__,
         "conv1d_ext": conv1d_ext.__version__,

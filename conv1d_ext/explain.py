@@ -51,13 +51,18 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
         return
     real = dtype.to_real() if dtype.is_complex else dtype
     parts = 4 if dtype.is_complex else 1  # products of real and imaginary parts
-    flops = 2 * parts * sizes["batch"] * sizes["out_channels"] * _out_length(sizes) * layer.weight[0].numel()
+    flops = (
+        2
+        * parts
+        * sizes["batch"]
+        * sizes["out_channels"]
+        * _out_length(sizes)
+        * (layer.weight.numel() // layer.out_channels)
+    )
     nbytes = _bytes(layer, sizes)
     if layer.weight.device.type == "cuda":
         arithmetic = cuda_arithmetic(dtype, layer.weight.device)
-        print(
-            f"computed by the CUDA kernels, in {arithmetic}; {flops / 1e6:,.1f} MFLOP and {nbytes / 1e6:,.1f} MB a pass"
-        )
+        print(f"computed by the CUDA kernels in {arithmetic}: {flops / 1e6:,.1f} MFLOP, {nbytes / 1e6:,.1f} MB a pass")
         return
     threads = torch.get_num_threads()
     peak = _fma_peak(real) * threads

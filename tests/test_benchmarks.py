@@ -13,6 +13,7 @@ from benchmarks import growth, measure, peers, workload
 from benchmarks.layers import PUBLIC_LAYERS, Layer, load
 from benchmarks.report import summary, table
 from benchmarks.result import COPY, Result
+from conv1d_ext import _C
 
 TINY = {"id": "tiny", "model": "none", "N": 2, "C_in": 4, "L_in": 9, "C_out": 6, "K": 4, "groups": 2, "padding": "same"}
 
@@ -145,6 +146,20 @@ def test_peer_computes_the_layer(peer: str, padding_mode: str) -> None:
     engine = peers.peer_forward(peer, module, inputs, threads=1)
     for i, input in enumerate(inputs):
         torch.testing.assert_close(torch.from_numpy(engine(i)), module(input))
+
+
+def test_variants_of_the_cpus_switches_run_on_the_cpu_alone() -> None:
+    for variant in peers.VARIANTS:
+        assert peers.supports(variant, "training", torch.float32, "cpu")
+        assert not peers.supports(variant, "training", torch.float32, "cuda")
+    assert peers.supports("torch", "training", torch.float32, "cuda")
+
+
+def test_says_that_there_is_nothing_to_measure_on_a_gpu(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available() and _C.build_info()["cuda"]:
+        pytest.skip("there is")
+    assert benchmarks.main(["--layers", str(tiny), "--devices", "cuda"]) == 0
+    assert "nothing is measured on" in capsys.readouterr().out
 
 
 def test_public_layers_are_valid() -> None:

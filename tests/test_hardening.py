@@ -82,7 +82,7 @@ import torch
 
 outside = []
 def watch(event, args):
-    if event == "open" and not str(args[0]).endswith((".py", ".pyc", ".so")):
+    if event == "open" and not str(args[0]).endswith((".py", ".pyc", ".so", ".zip", "entry_points.txt")):
         outside.append((event, args[0]))
     if event.split(".")[0] in {"socket", "subprocess", "urllib", "http", "ftplib", "shutil", "tempfile", "ctypes"} or (
         event in {"os.system", "os.exec", "os.fork", "os.posix_spawn", "os.putenv", "os.unsetenv", "os.remove"}

@@ -54,10 +54,12 @@ bool allows_tf32() {
 std::optional<Type> arithmetic(at::ScalarType type, const Device& device) {
   if (!is_built_for(device.capability)) return std::nullopt;
   const auto served = [&](Type t) { return runs_on(t, device) ? std::optional(t) : std::nullopt; };
-  switch (at::isComplexType(type) ? at::toRealValueType(type) : type) {
+  switch (type) {
     case at::kDouble:
+    case at::kComplexDouble:
       return served(Type::kFloat64);
     case at::kFloat:
+    case at::kComplexFloat:
       return served(allows_tf32() && runs_on(Type::kTf32, device) ? Type::kTf32 : Type::kFloat32);
     case at::kBFloat16:
       return served(Type::kBFloat16);

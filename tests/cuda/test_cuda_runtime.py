@@ -168,6 +168,6 @@ def test_works_where_offsets_exceed_32_bits() -> None:
 def test_more_rows_than_a_grid_has_in_y() -> None:
     """65535 is the most that the other dimensions of a grid have."""
     case = Case(70_000, 2, 9, 2, 3, groups=2)
-    check = gpu_operands(case)
+    operands = gpu_operands(case)
     expected = reference.conv1d(*make_operands(case)[:3], **case.geometry)
-    reference.assert_matches(OPS.conv1d(*check[:3], **case.geometry).cpu(), expected, case.terms("conv1d"))
+    reference.assert_matches(OPS.conv1d(*operands[:3], **case.geometry).cpu(), expected, case.terms("conv1d"))
