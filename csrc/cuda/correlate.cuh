@@ -46,8 +46,8 @@ struct Place {
   int position, unused;
 };
 
-// The steps of a tile: blocks of channels, the windows of each, and the taps of each window. Begins with a window of one
-// tap before the first, during whose step the first one is copied.
+// The steps of a tile: blocks of channels, the windows of each, and the taps of each window. Begins with a window of
+// one tap before the first, during whose step the first one is copied.
 class Steps {
  public:
   __device__ Steps(int taps, int tap_block)
@@ -169,9 +169,9 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
       const Steps next = at.next_window();
       const int channel0 = next.channel_block() * kChannels;
       if (channel0 >= channels) return;
-      const int rows =
-          in_windows ? (kCols - 1) * plan.row_step + (next.window_end() - next.window_begin() - 1) * plan.row_distance + 1
-                     : kCols;
+      const int rows = in_windows ? (kCols - 1) * plan.row_step +
+                                        (next.window_end() - next.window_begin() - 1) * plan.row_distance + 1
+                                  : kCols;
       const int parts = step < 0 ? 1 : at.window_end() - at.window_begin();
       const int part = step < 0 ? 0 : at.tap() - at.window_begin();
       const int position0 = first_position + next.window_begin() * residue.distance;
@@ -221,8 +221,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
 #pragma unroll
         for (int i = 0; i + 1 < kAhead; ++i) first_bytes[i] = first_bytes[i + 1];
         const int tap = ahead.tap() - ahead.window_begin();
-        first_bytes[kAhead - 1] =
-            (ahead.count() % plan.windows * plan.window_rows + tap * plan.row_distance) * kPitch;
+        first_bytes[kAhead - 1] = (ahead.count() % plan.windows * plan.window_rows + tap * plan.row_distance) * kPitch;
         ahead.advance();
       }
       sync_block();
@@ -262,8 +261,7 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_weights(
   const bool unfold = plan.staging == Staging::kUnfold;
   const int64_t channels = unfold ? c.channels * c.kernel_size : c.channels;
   const int64_t rows = plan.row_tiles * Units::kRows;
-  for (int64_t i = block_index() * kThreads + thread_index(); i < plan.packed_elements;
-       i += block_count() * kThreads) {
+  for (int64_t i = block_index() * kThreads + thread_index(); i < plan.packed_elements; i += block_count() * kThreads) {
     int64_t rest = i;
     int64_t channel = rest % kChannels;
     rest /= kChannels;

@@ -129,9 +129,9 @@ template <class T>
 __device__ inline void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
 #if __CUDA_ARCH__ >= 800
-#define CONV1D_EXT_MMA(instruction)                                                                        \
+#define CONV1D_EXT_MMA(instruction)                                                                               \
   asm volatile("mma.sync.aligned." instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
-               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                    \
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                           \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 #else
 #define CONV1D_EXT_MMA(instruction) __trap()
@@ -177,7 +177,8 @@ __device__ inline T narrow(Wide x) {
   }
 }
 
-// Starts `kernel` on so many blocks (at most 2^31 - 1) of kThreads threads. What goes wrong is the runtime's last error.
+// Starts `kernel` on so many blocks (at most 2^31 - 1) of kThreads threads. What goes wrong is the runtime's last
+// error.
 template <int kThreads, class... Params, class... Args>
 void launch(void (*kernel)(Params...), int64_t blocks, int shared_bytes, Stream stream, const Args&... args) {
   if (blocks == 0) return;

@@ -23,8 +23,8 @@ enum class Type {
 };
 
 struct Device {
-  int capability;        // 10 * major + minor
-  int64_t shared_bytes;  // that a block may have, when it asks for them
+  int capability;                   // 10 * major + minor
+  int64_t shared_bytes;             // that a block may have, when it asks for them
   int64_t most_blocks = INT32_MAX;  // of a launch
 };
 
@@ -42,7 +42,8 @@ struct Choice {
 };
 
 // Global memory that `run` needs for what it computes on the way, aligned to 16 bytes.
-int64_t workspace_bytes(Op op, Type type, const Conv1dProblem& problem, const Device& device, const Choice& choice = {});
+int64_t workspace_bytes(
+    Op op, Type type, const Conv1dProblem& problem, const Device& device, const Choice& choice = {});
 
 struct Pointers {
   const void* signal;  // input; in backward_input and backward_bias: grad_output

@@ -129,8 +129,8 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) correlate_narrow
     for (int o = 0; o < kNarrowOutputs; ++o) {
       const int64_t column = first_column + thread + o * plan.line_threads;
       if (column >= residue.columns) break;
-      const int64_t at = n * c.result.batch + row * c.result.channel +
-                         (residue_index + column * column_step(c)) * c.result.position;
+      const int64_t at =
+          n * c.result.batch + row * c.result.channel + (residue_index + column * column_step(c)) * c.result.position;
       store_sum<T>(c, sum[o], row, at, bias, result);
     }
   }
@@ -217,8 +217,7 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) multiply_outer_n
     for (int k = 0; k < kNarrowTaps; ++k) {
       const Sum total = sum_of_block(sum[k], grads);
       if (thread_index() == 0 && tap0 + k < o.kernel_size) {
-        partials.store(
-            ((split * out_channels + out_channel) * o.channels + channel) * o.kernel_size + tap0 + k, total);
+        partials.store(((split * out_channels + out_channel) * o.channels + channel) * o.kernel_size + tap0 + k, total);
       }
     }
   }

@@ -7,8 +7,8 @@
 
 namespace conv1d_ext::cuda {
 
-// Where a position that is summed over is: the offsets of its row of grad_output (-1: there is none such position) and of
-// its batch item of the input, and the position in the latter of tap 0.
+// Where a position that is summed over is: the offsets of its row of grad_output (-1: there is none such position) and
+// of its batch item of the input, and the position in the latter of tap 0.
 struct OuterPlace {
   int64_t grad, item;
   int position, unused;
@@ -61,9 +61,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
       }
       columns.store(thread_index() * int(sizeof(ColumnBlock)), entry);
     }
-    const auto column_block = [&](int index) {
-      return columns.load<ColumnBlock>(index * int(sizeof(ColumnBlock)));
-    };
+    const auto column_block = [&](int index) { return columns.load<ColumnBlock>(index * int(sizeof(ColumnBlock))); };
     // The places of a step, each found by one thread.
     const auto find_places = [&](int step) {
       const int p = thread_index();

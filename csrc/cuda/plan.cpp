@@ -22,7 +22,9 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t residues(const Correlation& c) { return c.is_backward ? c.stride : 1; }
 int64_t most_columns(const Correlation& c) { return ceil_div(c.result_length, residues(c)); }
 // Of taps as of positions, a residue meets every stride / gcd-th.
-int64_t most_taps(const Correlation& c) { return c.is_backward ? ceil_div(c.kernel_size, c.stride / c.gcd) : c.kernel_size; }
+int64_t most_taps(const Correlation& c) {
+  return c.is_backward ? ceil_div(c.kernel_size, c.stride / c.gcd) : c.kernel_size;
+}
 int64_t distance(const Correlation& c) { return c.is_backward ? c.dilation / c.gcd : c.dilation; }
 
 // Whether 16 bytes of channels lie side by side, aligned, in each group.
@@ -60,18 +62,20 @@ CorrelatePlan plan_correlation(
     if (fewest >= 2 || windows == kMostWindows) break;
   }
   const bool can_window = tap_block > 0;
-  const bool window_reads_less = can_window && window_rows(shape.cols, step, tap_block, distance(c)) <= shape.cols * tap_block;
+  const bool window_reads_less =
+      can_window && window_rows(shape.cols, step, tap_block, distance(c)) <= shape.cols * tap_block;
   const int64_t item_tiles = ceil_div(columns, shape.cols);
-  const bool few_wasted = item_tiles * shape.cols * c.batch <= kWaste * ceil_div(columns * c.batch, shape.cols) * shape.cols;
+  const bool few_wasted =
+      item_tiles * shape.cols * c.batch <= kWaste * ceil_div(columns * c.batch, shape.cols) * shape.cols;
   const int64_t unfolded = c.channels * c.kernel_size;
   const bool can_unfold = !c.is_backward && c.kernel_size > 1 && unfolded < INT32_MAX / 2;
-  const bool unfold_saves = can_unfold && 4 * ceil_div(unfolded, row_channels) <=
-                                              3 * c.kernel_size * ceil_div(c.channels, row_channels);
+  const bool unfold_saves =
+      can_unfold && 4 * ceil_div(unfolded, row_channels) <= 3 * c.kernel_size * ceil_div(c.channels, row_channels);
   switch (wish) {
     case Choice::Staging::kAny:
-      plan.staging = unfold_saves                        ? Staging::kUnfold
+      plan.staging = unfold_saves                      ? Staging::kUnfold
                      : window_reads_less && few_wasted ? Staging::kWindow
-                                                         : Staging::kGather;
+                                                       : Staging::kGather;
       break;
     case Choice::Staging::kWindow:
       plan.staging = can_window ? Staging::kWindow : Staging::kGather;
@@ -89,14 +93,14 @@ CorrelatePlan plan_correlation(
   plan.row_step = in_windows ? static_cast<int>(step) : 1;
   plan.row_distance = in_windows && tap_block > 1 ? static_cast<int>(distance(c)) : 0;
   plan.windows = static_cast<int>(in_windows ? windows : kMostWindows);
-  plan.window_rows = static_cast<int>(in_windows ? window_rows(shape.cols, step, tap_block, plan.row_distance) : shape.cols);
+  plan.window_rows =
+      static_cast<int>(in_windows ? window_rows(shape.cols, step, tap_block, plan.row_distance) : shape.cols);
 
   plan.row_tiles = ceil_div(c.rows, shape.rows);
   plan.column_tiles = in_windows ? c.batch * item_tiles : ceil_div(c.batch * columns, shape.cols);
   plan.channel_blocks = ceil_div(unfold ? unfolded : c.channels, row_channels);
   plan.packed_taps = unfold ? 1 : c.kernel_size;
-  plan.packed_elements =
-      c.groups * plan.packed_taps * plan.channel_blocks * plan.row_tiles * shape.rows * row_channels;
+  plan.packed_elements = c.groups * plan.packed_taps * plan.channel_blocks * plan.row_tiles * shape.rows * row_channels;
   plan.blocks = plan.row_tiles * plan.column_tiles * residues(c) * c.groups;
   const int ring = kStages * shape.rows * shape.pitch + plan.windows * plan.window_rows * shape.pitch;
   plan.shared_bytes = shape.cols * kPlaceBytes + std::max(ring, shape.scratch_bytes);
@@ -124,9 +128,7 @@ OuterPlan plan_outer(
   const bool unfold_saves = can_unfold && 4 * unfold_blocks <= 3 * o.kernel_size * channel_blocks;
   switch (wish) {
     case Choice::Staging::kAny:
-      plan.staging = unfold_saves       ? Staging::kUnfold
-                     : window_is_better ? Staging::kWindow
-                                        : Staging::kGather;
+      plan.staging = unfold_saves ? Staging::kUnfold : window_is_better ? Staging::kWindow : Staging::kGather;
       break;
     case Choice::Staging::kWindow:
       plan.staging = can_window ? Staging::kWindow : Staging::kGather;
@@ -194,8 +196,7 @@ NarrowPlan plan_narrow_outer(const OuterProduct& o, int sum_bytes) {
   const int64_t rows = o.groups * o.rows * o.channels * ceil_div(o.kernel_size, kNarrowTaps);
   const int64_t parts = plan.window > 0 ? o.batch * plan.tiles : ceil_div(o.batch * o.out_length, kTile);
   const int64_t weights_bytes = o.groups * o.rows * o.channels * o.kernel_size * sum_bytes;
-  plan.splits = std::clamp<int64_t>(
-      std::min(parts, kPartialBytes / weights_bytes), 1, ceil_div(4 * kFullBlocks, rows));
+  plan.splits = std::clamp<int64_t>(std::min(parts, kPartialBytes / weights_bytes), 1, ceil_div(4 * kFullBlocks, rows));
   plan.blocks = rows * plan.splits;
   plan.shared_bytes = static_cast<int>((kTile + plan.window) * sum_bytes);
   return plan;

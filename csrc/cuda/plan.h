@@ -1,6 +1,6 @@
 // How a problem is cut into blocks of threads and tiles of shared memory: pure functions of its sizes, so that results
-// depend neither on the number of multiprocessors nor on anything else that a device may have more of. Plain data, which
-// host and kernels share; no CUDA.
+// depend neither on the number of multiprocessors nor on anything else that a device may have more of. Plain data,
+// which host and kernels share; no CUDA.
 #pragma once
 
 #include "cuda/kernels.h"
@@ -10,8 +10,8 @@ namespace conv1d_ext::cuda {
 
 constexpr int kThreads = 256;  // of every block
 constexpr int kRowBytes = 64;  // of the channels that a row of shared memory holds
-// Tiles of weights (or of both operands, in backward_weight) in flight: one in use, two on their way. An L2 access takes
-// some 300 ns on an H100, two steps of 128 x 128 sums on its tensor cores about 250.
+// Tiles of weights (or of both operands, in backward_weight) in flight: one in use, two on their way. An L2 access
+// takes some 300 ns on an H100, two steps of 128 x 128 sums on its tensor cores about 250.
 constexpr int kStages = 3;
 
 // The tensor that is read at shifted positions, and what surrounds it. Positions fit into 32 bits (see fits), which
@@ -31,7 +31,8 @@ struct Correlation {
   TensorStrides result;
   int result_length;
   int kernel_size, stride, dilation, padding_left;
-  // backward: the greatest common divisor of stride and dilation, and the inverse of dilation / gcd modulo stride / gcd.
+  // backward: the greatest common divisor of stride and dilation, and the inverse of dilation / gcd modulo stride /
+  // gcd.
   int gcd, inverse;
   bool accumulate, negate;
   bool result_is_sum;  // stored in the type of the sums
@@ -50,7 +51,7 @@ enum class Staging {
 
 struct CorrelatePlan {
   Staging staging;
-  bool vectors;  // channels are neighbours in memory: 16 bytes at a time
+  bool vectors;                           // channels are neighbours in memory: 16 bytes at a time
   int tap_block, row_step, row_distance;  // rows from column to column, from tap to tap
   int windows, window_rows;
   int64_t row_tiles, column_tiles, channel_blocks, packed_taps, packed_elements, blocks;
@@ -80,10 +81,10 @@ OuterPlan plan_outer(
 
 // Few channels on both sides of each group (depthwise): FMAs on rows of positions.
 struct NarrowPlan {
-  int line_threads;      // that compute a line: neighbouring results of one row; kThreads or 32
-  int window;            // positions that a line has in shared memory; 0: read from global memory
+  int line_threads;  // that compute a line: neighbouring results of one row; kThreads or 32
+  int window;        // positions that a line has in shared memory; 0: read from global memory
   int tap_block, most_taps;
-  bool slides;           // step and distance 1: numbers stay in registers from tap to tap
+  bool slides;  // step and distance 1: numbers stay in registers from tap to tap
   int64_t tiles, splits, blocks;
   int shared_bytes;
 };

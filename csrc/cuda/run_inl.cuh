@@ -35,8 +35,14 @@ class Workspace {
 
 template <class Units>
 UnitsShape shape_of() {
-  return {Units::kRows, Units::kCols, Units::kPitch, Units::kOuterPitch, Units::kOuterPositions,
-          Units::kScratchBytes, int(sizeof(typename Units::Storage))};
+  return {
+      Units::kRows,
+      Units::kCols,
+      Units::kPitch,
+      Units::kOuterPitch,
+      Units::kOuterPositions,
+      Units::kScratchBytes,
+      int(sizeof(typename Units::Storage))};
 }
 
 // What `fits` has seen to.
@@ -90,17 +96,9 @@ Correlation correlation(Op op, const Conv1dProblem& p) {
 }
 
 OuterProduct outer_product(const Conv1dProblem& p) {
-  return {
-      p.batch,
-      p.groups,
-      p.out_channels / p.groups,
-      p.in_channels / p.groups,
-      p.output,
-      input_of(p),
-      to_int(p.out_length),
-      to_int(p.kernel_size),
-      to_int(p.stride),
-      to_int(p.dilation)};
+  return {p.batch,          p.groups,          p.out_channels / p.groups, p.in_channels / p.groups,
+          p.output,         input_of(p),       to_int(p.out_length),      to_int(p.kernel_size),
+          to_int(p.stride), to_int(p.dilation)};
 }
 
 // A tile of 128 rows and more is for groups that have so many, and for problems that keep a GPU busy with it.
@@ -119,10 +117,10 @@ class Runner {
   int64_t correlate_with(Op op, const Conv1dProblem& p, const Pointers& pointers) {
     Correlation c = correlation(op, p);
     const auto weight = global<const T>(pointers.factor);
-    const WeightView view = c.is_backward ? WeightView{c.channels * p.weight.out_channel, p.weight.in_channel,
-                                                       p.weight.out_channel, p.weight.tap}
-                                          : WeightView{c.rows * p.weight.out_channel, p.weight.out_channel,
-                                                       p.weight.in_channel, p.weight.tap};
+    const WeightView view =
+        c.is_backward
+            ? WeightView{c.channels * p.weight.out_channel, p.weight.in_channel, p.weight.out_channel, p.weight.tap}
+            : WeightView{c.rows * p.weight.out_channel, p.weight.out_channel, p.weight.in_channel, p.weight.tap};
     if (!c.is_backward || p.padding_mode == PaddingMode::kZeros) {
       correlate_to(c, view, pointers.signal, weight, pointers.bias, pointers.result);
       return workspace_.taken();
@@ -258,8 +256,7 @@ class Runner {
     if (!launches_) return;
     launch<kThreads>(
         sum_partials<T, Sum>, grid_of_elements(weights(p)), 0, stream_, p.out_channels, p.in_channels / p.groups,
-        p.kernel_size, p.weight, splits, p.accumulate, p.negate, Global<const Sum>{partials.data},
-        global<T>(result));
+        p.kernel_size, p.weight, splits, p.accumulate, p.negate, Global<const Sum>{partials.data}, global<T>(result));
   }
 
   Device device_;
@@ -271,8 +268,8 @@ class Runner {
 
 template <class Small, class Large>
 int64_t run_with(
-    Op op, const Conv1dProblem& problem, const Device& device, const Pointers& pointers, void* workspace,
-    Stream stream, const Choice& choice) {
+    Op op, const Conv1dProblem& problem, const Device& device, const Pointers& pointers, void* workspace, Stream stream,
+    const Choice& choice) {
   Runner<Small, Large> runner(device, choice, workspace, stream);
   if (op == Op::kBackwardWeight) return runner.backward_weight(problem, pointers);
   if (op == Op::kBackwardBias) return runner.backward_bias(problem, pointers);

@@ -1,5 +1,5 @@
-// From tensors of any strides to shared memory: tiles whose rows are 64 bytes of channels at one position. A tap is then
-// another row, whatever the stride and the dilation, and the matrix units find aligned operands in each.
+// From tensors of any strides to shared memory: tiles whose rows are 64 bytes of channels at one position. A tap is
+// then another row, whatever the stride and the dilation, and the matrix units find aligned operands in each.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -8,7 +8,8 @@
 namespace conv1d_ext::cuda {
 
 constexpr int kWarps = kThreads / 32;
-// Of kernels that take little more than an element at a time, which memory limits: half of all the threads there can be.
+// Of kernels that take little more than an element at a time, which memory limits: half of all the threads there can
+// be.
 constexpr int kPlainBlocksPerSm = 4;
 template <class T>
 constexpr int kRowChannels = kRowBytes / int(sizeof(T));
@@ -33,8 +34,8 @@ __device__ inline int64_t divide(int64_t a, int64_t b) {
 }
 
 // A thread's part in copying rows into a tile. Words of 4 and 8 bytes are copied in the background. There are no such
-// copies of 16-bit numbers: their loads are started by `start`, two channels to a word, and stored by `finish`, with the
-// arithmetic of a step in between; kHeldRows of them, those before are waited for.
+// copies of 16-bit numbers: their loads are started by `start`, two channels to a word, and stored by `finish`, with
+// the arithmetic of a step in between; kHeldRows of them, those before are waited for.
 //
 // Of 8 consecutive lanes each takes another row, so that a warp reads 8 neighbouring positions of 4 channels (a sector
 // of 32 bytes each, in float32) and writes to 32 different banks (rows lie 20 or 24 words apart).

@@ -84,7 +84,8 @@ class MatrixUnits {
   }
 
   // sum[r][c] += sum over positions p of grad[r at p] * window[c at p]. Both come in blocks of kRowChannels: row r at p
-  // is in row (block of r) * kOuterPositions + p of grad, column c at p in row (block of c) * block_step + p * row_step.
+  // is in row (block of r) * kOuterPositions + p of grad, column c at p in row (block of c) * block_step + p *
+  // row_step.
   __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step) {
     constexpr int kBlock = kRowChannels<Storage>;
     uint32_t a[4];
