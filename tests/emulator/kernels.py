@@ -51,10 +51,9 @@ class EmulatorError(Exception):
 def run(
     op: str, type: str, case: Case, signal: Tensor, factor: Tensor | None, bias: Tensor | None, result: Tensor, *,
     accumulate: bool = False, negate: bool = False, device: Device = SM_86, choice: Choice = AUTOMATIC,
-    most_blocks: int = 2**31 - 1, library: ctypes.CDLL | None = None,
+    library: ctypes.CDLL | None = None,
 ) -> None:  # fmt: skip
-    """Writes to `result`. Signal and factor are kernels.h's; tensors may have any strides. Kernels get no more than
-    `most_blocks`, whatever they ask for."""
+    """Writes to `result`. Signal and factor are kernels.h's; tensors may have any strides."""
     input_like, output_like, weight_like = {
         "conv1d": (signal, result, factor),
         "conv1d_backward_input": (result, signal, factor),
@@ -67,7 +66,7 @@ def run(
         ALGORITHMS.index(choice.algorithm), TILES.index(choice.tile), STAGINGS.index(choice.staging),
         case.batch, case.in_channels, case.out_channels, case.groups, case.in_length, case.out_length,
         case.kernel_size, case.stride, case.dilation, *case.padding, PADDING_MODES.index(case.padding_mode),
-        *(stride for three in strides for stride in three), accumulate, negate, most_blocks,
+        *(stride for three in strides for stride in three), accumulate, negate,
     ]  # fmt: skip
     pointers: list[int] = []
     for t in (signal, factor, bias, result):
