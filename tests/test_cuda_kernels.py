@@ -171,9 +171,7 @@ def test_results_do_not_depend_on_the_device(case: Case, type: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("type", ["float64", "float32"])
-def test_runs_on_sm_75(type: str, op: str, request: pytest.FixtureRequest) -> None:
-    if (type, op) == ("float64", "conv1d_backward_weight"):
-        expect_failure(request, "asks for 75 KiB of shared memory")
+def test_runs_on_sm_75(type: str, op: str) -> None:
     for case in NONEMPTY[::6]:
         for choice in (Choice(), Choice("matrix", "large")):
             check(op, type, case, operands_of(type, case), device=Device(75, 64 << 10), choice=choice)

@@ -2,8 +2,8 @@
 // go back as text.
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <memory>
+#include <stdexcept>
 #include <string>
 
 #include "cuda/kernels.h"
@@ -20,13 +20,15 @@ struct Call {
   Device device;
   Choice choice;
   Conv1dProblem problem;
-  int64_t most_blocks;
 };
 
-Call parse(const int64_t* numbers) {
-  const int64_t* next = numbers;
-  const auto number = [&next] { return *next++; };
-  const auto word = [&next](auto& to) { to = static_cast<std::remove_reference_t<decltype(to)>>(*next++); };
+Call parse(const int64_t* numbers, int64_t count) {
+  int64_t next = 0;
+  const auto number = [&] {
+    if (next == count) throw std::invalid_argument("fewer numbers than the structs have");
+    return numbers[next++];
+  };
+  const auto word = [&](auto& to) { to = static_cast<std::remove_reference_t<decltype(to)>>(number()); };
   Call call;
   word(call.op);
   word(call.type);
@@ -47,7 +49,7 @@ Call parse(const int64_t* numbers) {
   p.weight = {number(), number(), number()};
   word(p.accumulate);
   word(p.negate);
-  word(call.most_blocks);
+  if (next != count) throw std::invalid_argument("more numbers than the structs have");
   return call;
 }
 
@@ -61,17 +63,16 @@ struct Operand {
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-// -1 where the device or the choice is not for this problem.
-EXPORTED int64_t emulated_workspace_bytes(const int64_t* numbers) {
-  const Call call = parse(numbers);
+// -1 where the kernels do not run on the device.
+EXPORTED int64_t emulated_workspace_bytes(const int64_t* numbers, int64_t count) {
+  const Call call = parse(numbers, count);
   if (!runs_on(call.type, call.device)) return -1;
   return workspace_bytes(call.op, call.type, call.problem, call.device, call.choice);
 }
 
 // The operands are Pointers' members. Null, or what went wrong; valid until the next call.
-EXPORTED const char* emulated_run(const int64_t* numbers, const Operand* operands) {
-  static std::string error;
-  const Call call = parse(numbers);
+EXPORTED const char* emulated_run(const int64_t* numbers, int64_t count, const Operand* operands) try {
+  const Call call = parse(numbers, count);
   const int64_t bytes = workspace_bytes(call.op, call.type, call.problem, call.device, call.choice);
   // On 16 bytes and no more, and not a number in any type.
   constexpr int kAlignment = 16;
@@ -82,7 +83,6 @@ EXPORTED const char* emulated_run(const int64_t* numbers, const Operand* operand
 
   emulator::machine.capability = call.device.capability;
   emulator::machine.shared_limit = call.device.shared_bytes;
-  emulator::machine.most_blocks = call.most_blocks;
   emulator::machine.allocations.clear();
   constexpr const char* kNames[] = {"signal", "factor", "bias", "result"};
   for (int i = 0; i < 4; ++i) {
@@ -92,12 +92,11 @@ EXPORTED const char* emulated_run(const int64_t* numbers, const Operand* operand
         kNames[i], operands[i].storage, operands[i].storage_bytes, is_result, !is_result || call.problem.accumulate);
   }
   emulator::allocate("workspace", workspace, bytes, true, false);
-  try {
-    run(call.op, call.type, call.problem, call.device,
-        {operands[0].data, operands[1].data, operands[2].data, operands[3].data}, workspace, nullptr, call.choice);
-  } catch (const std::exception& e) {
-    error = e.what();
-    return error.c_str();
-  }
+  run(call.op, call.type, call.problem, call.device,
+      {operands[0].data, operands[1].data, operands[2].data, operands[3].data}, workspace, nullptr, call.choice);
   return nullptr;
+} catch (const std::exception& e) {
+  static std::string error;
+  error = e.what();
+  return error.c_str();
 }

@@ -72,7 +72,7 @@ def run(
     for t in (signal, factor, bias, result):
         storage = None if t is None else t.untyped_storage()
         pointers += [0, 0, 0] if t is None else [t.data_ptr(), storage.data_ptr(), storage.nbytes()]
-    error = (library or kernels()).emulated_run(_int64s(numbers), _int64s(pointers))
+    error = (library or kernels()).emulated_run(_int64s(numbers), ctypes.c_int64(len(numbers)), _int64s(pointers))
     if error is not None:
         raise EmulatorError(error.decode())
 

@@ -163,7 +163,7 @@ void launch(void (*launched)(const void*), const void* call, int64_t blocks, int
   body = launched;
   kernel = call;
   ++m.launch;
-  m.blocks = std::min(blocks, m.most_blocks);
+  m.blocks = blocks;
   m.threads = threads;
   m.shared_bytes = static_cast<int>(shared_bytes);
   m.block = 0;

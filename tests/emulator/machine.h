@@ -36,7 +36,6 @@ struct Machine {
   // Of the device.
   int capability = 80;
   int64_t shared_limit = 99 << 10;
-  int64_t most_blocks = INT32_MAX;  // a launch of more gets so many
   std::vector<Allocation> allocations;
 
   // Of the launch.
