@@ -14,8 +14,8 @@ void set_cuda_enabled(bool enabled);
 
 struct CudaKernels {
   const char* architectures;  // as nvcc names them, with blanks between: sm_80 sm_90 compute_90
-  // The arithmetic, by name, that operands of this type get at this time on a GPU of this compute capability (10 * major
-  // + minor) and so much shared memory for a block; nullptr where torch's operator serves them.
+  // The arithmetic, by name, that operands of this type get at this time on a GPU of this compute capability
+  // (10 * major + minor) and so much shared memory for a block; nullptr where torch's operator serves them.
   const char* (*arithmetic)(at::ScalarType type, int capability, int64_t shared_bytes);
 };
 
