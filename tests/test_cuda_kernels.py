@@ -93,9 +93,9 @@ def test_matches_oracle_by_every_kernel(case: Case, type: str, choice: Choice) -
 
 # Channels of a multiple of 16 bytes are copied as such where they are neighbours: in `transposed`, not in `shifted`.
 @pytest.mark.parametrize("choice", [Choice(), Choice("matrix", "small"), Choice("matrix", "large", "gather")], ids=str)
-@pytest.mark.parametrize("type", ["float32", "float16", "tf32"])
+@pytest.mark.parametrize("type", ["float32", "float16"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", NONEMPTY[::7], ids=str)
+@pytest.mark.parametrize("case", NONEMPTY[::9], ids=str)
 def test_reads_any_strides(case: Case, layout: str, type: str, choice: Choice) -> None:
     x, w, bias, grad = operands_of(type, case)
     operands = Operands(LAYOUTS[layout](x), LAYOUTS[layout](w), bias, LAYOUTS[layout](grad))
@@ -117,7 +117,7 @@ def test_reads_expanded_tensors(case: Case, type: str) -> None:
 @pytest.mark.parametrize("accumulate", [False, True], ids=["overwrite", "accumulate"])
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("layout", ["transposed", "sliced"])
-@pytest.mark.parametrize("case", NONEMPTY[6::12], ids=str)
+@pytest.mark.parametrize("case", NONEMPTY[6::20], ids=str)
 def test_writes_and_adds_in_any_layout(case: Case, layout: str, type: str, accumulate: bool, negate: bool) -> None:
     operands = operands_of(type, case)
     for op in OPS[:3]:
@@ -153,7 +153,7 @@ def test_rounds_operands_to_tf32(case: Case, choice: Choice) -> None:
 @pytest.mark.parametrize("type", ["float32", "bfloat16"])
 def test_few_blocks_do_the_work_of_many(type: str, choice: Choice) -> None:
     """As they must where there are more than a grid may have: the results are the same bits."""
-    for case in (Case(3, 20, 80, 70, 3, stride=2, groups=2), Case(2, 3, 1100, 3, 9, groups=3, dilation=2)):
+    for case in (Case(3, 20, 40, 34, 3, stride=2, groups=2), Case(2, 3, 300, 3, 9, groups=3, dilation=2)):
         operands = operands_of(type, case)
         for op in OPS:
             expected = emulate(op, type, case, operands, choice=choice)
