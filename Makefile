@@ -37,8 +37,11 @@ demo: $(DONE)-extension $(DONE)-demo
 test: $(DONE)-extension $(DONE)-test
 	$(BIN)/python -m pytest
 
+# The tests of a file stay together: what it builds is built once.
+PARALLEL := --numprocesses=auto --dist=loadfile
+
 long-test: $(DONE)-extension $(DONE)-test $(DONE)-cpp
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long $(PARALLEL)
 
 cpp-test: $(DONE)-build $(DONE)-cpp
 	cmake --workflow --preset sanitize
@@ -57,7 +60,7 @@ asan-test: $(DONE)-build $(DONE)-test
 	@CFLAGS="$(ASAN)" CXXFLAGS="$(ASAN)" LDFLAGS=-fsanitize=address $(BIN)/python setup.py -q \
 		build --build-base build/asan --build-lib build/asan/lib >build/asan/log 2>&1 || { cat build/asan/log; exit 1; }
 	@$(ASAN_PYTHON) -c 'import conv1d_ext; assert "build/asan" in conv1d_ext.__file__, conv1d_ext.__file__'
-	$(ASAN_PYTHON) -m pytest $(ASAN_TESTS:%=tests/test_%.py)
+	$(ASAN_PYTHON) -m pytest $(ASAN_TESTS:%=tests/test_%.py) $(PARALLEL)
 
 # In an environment of its own, with a CUDA build of torch, which is why it is not a part of `make test`. The tests are
 # those of the operators; on one instruction set, since `make test` runs them on all.
