@@ -70,7 +70,7 @@ CorrelatePlan plan_correlation(
   const int64_t unfolded = c.channels * c.kernel_size;
   const bool can_unfold = !c.is_backward && c.kernel_size > 1 && unfolded < INT32_MAX / 2;
   const bool unfold_saves =
-      can_unfold && 4 * ceil_div(unfolded, row_channels) <= 3 * c.kernel_size * ceil_div(c.channels, row_channels);
+      can_unfold && 4 * ceil_div(unfolded, row_channels) <= 3 * ceil_div(c.channels, row_channels) * c.kernel_size;
   switch (wish) {
     case Choice::Staging::kAny:
       plan.staging = unfold_saves                      ? Staging::kUnfold
@@ -125,7 +125,7 @@ OuterPlan plan_outer(
   const bool window_is_better =
       can_window && double(window_tiles) * window_steps <= kWaste * double(gather_tiles) * flat_steps;
   const bool can_unfold = o.kernel_size > 1 && o.channels * o.kernel_size < INT32_MAX / 2;
-  const bool unfold_saves = can_unfold && 4 * unfold_blocks <= 3 * o.kernel_size * channel_blocks;
+  const bool unfold_saves = can_unfold && 4 * unfold_blocks <= 3 * channel_blocks * o.kernel_size;
   switch (wish) {
     case Choice::Staging::kAny:
       plan.staging = unfold_saves ? Staging::kUnfold : window_is_better ? Staging::kWindow : Staging::kGather;
@@ -170,8 +170,8 @@ NarrowPlan plan_narrow(const Correlation& c, int sum_bytes) {
   constexpr int64_t kWindow = 4096, kTaps = 64;
   NarrowPlan plan{};
   const int64_t columns = most_columns(c), step = c.is_backward ? 1 : c.stride;
-  plan.line_threads = columns > 4 * 32 * kNarrowOutputs ? kThreads : 32;
-  const int64_t lines = kThreads / plan.line_threads, tile = plan.line_threads * kNarrowOutputs;
+  plan.line_threads = columns > int64_t{4} * 32 * kNarrowOutputs ? kThreads : 32;
+  const int64_t lines = kThreads / plan.line_threads, tile = int64_t{plan.line_threads} * kNarrowOutputs;
   plan.most_taps = static_cast<int>(most_taps(c));
   plan.slides = step == 1 && distance(c) == 1;
   plan.tap_block = static_cast<int>(std::min<int64_t>(ceil_div(plan.most_taps, 4) * 4, kTaps));
@@ -185,12 +185,12 @@ NarrowPlan plan_narrow(const Correlation& c, int sum_bytes) {
 }
 
 NarrowPlan plan_narrow_outer(const OuterProduct& o, int sum_bytes) {
-  constexpr int64_t kTile = kThreads * kNarrowOutputs, kWindow = 4096;
+  constexpr int64_t kTile = int64_t{kThreads} * kNarrowOutputs, kWindow = 4096;
   NarrowPlan plan{};
   plan.line_threads = kThreads;
   plan.slides = o.stride == 1 && o.dilation == 1;
   const int64_t window = window_rows(kTile, o.stride, kNarrowTaps, o.dilation) + (plan.slides ? 4 : 0);
-  const bool fills = 2 * o.out_length > kTile;
+  const bool fills = o.out_length > kTile / 2;
   plan.window = fills && window <= kWindow ? static_cast<int>(ceil_div(window, 4) * 4) : 0;
   plan.tiles = ceil_div(o.out_length, kTile);
   const int64_t rows = o.groups * o.rows * o.channels * ceil_div(o.kernel_size, kNarrowTaps);
