@@ -27,7 +27,7 @@ def test_takes_input_without_a_batch(case):
     torch.testing.assert_close(conv1d(*arguments), F.conv1d(*arguments))
 
 
-INPUT, WEIGHT, BIAS = torch.randn(2, 4, 16), torch.randn(6, 4, 4), torch.randn(6)
+INPUT, WEIGHT, BIAS = torch.randn(2, 4, 16), torch.randn(6, 4, 4), torch.arange(6.0)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")

@@ -6,39 +6,10 @@
 // another row on.
 #pragma once
 
-#include "cuda/plan.h"
+#include "cuda/correlation.cuh"
 #include "cuda/units.cuh"
 
 namespace conv1d_ext::cuda {
-
-// One residue of it.
-struct Residue {
-  int columns;                    // results of each row of the batch item: at residue + column * column_step
-  int first, step, distance;      // positions of the signal: of column 0 and tap 0, from column to column, tap to tap
-  int taps, first_tap, tap_step;  // tap i is the kernel's tap first_tap + i * tap_step
-};
-
-__device__ inline int residues(const Correlation& c) { return c.is_backward ? c.stride : 1; }
-__device__ inline int column_step(const Correlation& c) { return c.is_backward ? c.stride : 1; }
-
-__device__ inline Residue residue_of(const Correlation& c, int residue) {
-  if (!c.is_backward) return {c.result_length, -c.padding_left, c.stride, c.dilation, c.kernel_size, 0, 1};
-  // Input position j meets output position t in tap k where j + padding_left == t * stride + k * dilation.
-  Residue r{};
-  r.columns = residue < c.result_length ? (c.result_length - residue - 1) / c.stride + 1 : 0;
-  r.step = 1;
-  r.distance = c.dilation / c.gcd;
-  const int padded = residue + c.padding_left, tap_step = c.stride / c.gcd;
-  if (padded % c.gcd != 0) return r;  // no tap meets any of these
-  const int lowest = static_cast<int>(int64_t{padded / c.gcd % tap_step} * c.inverse % tap_step);
-  if (lowest >= c.kernel_size) return r;
-  r.taps = (c.kernel_size - 1 - lowest) / tap_step + 1;
-  // From the last tap to the first, so that positions grow.
-  r.first_tap = lowest + (r.taps - 1) * tap_step;
-  r.tap_step = -tap_step;
-  r.first = static_cast<int>((padded - int64_t{r.first_tap} * c.dilation) / c.stride);
-  return r;
-}
 
 // For tiles whose columns are taken from the whole batch: where each column's batch item begins, and its position.
 struct Place {
@@ -78,22 +49,6 @@ class Steps {
   int channel_block_ = -1, window_ = -1, count_ = -1, tap_ = -1;
 };
 
-template <class T, class Sum>
-__device__ inline void store_sum(
-    const Correlation& c, Sum sum, int64_t channel, int64_t at, Global<const T> bias, Global<T> result) {
-  if (c.negate) sum = -sum;
-  if (c.result_is_sum) {
-    Global<Sum>{reinterpret_cast<Sum*>(result.data)}.store(at, sum);
-    return;
-  }
-  if (c.accumulate) {
-    sum += widen(result.load(at));
-  } else if (!bias.is_null()) {
-    sum += widen(bias.load(channel));
-  }
-  result.store(at, narrow<T>(sum));
-}
-
 template <class Units>
 __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     const Correlation c, const CorrelatePlan plan, const Global<const typename Units::Storage> signal,
@@ -110,24 +65,24 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
   const bool in_windows = plan.staging == Staging::kWindow, unfold = plan.staging == Staging::kUnfold;
 
   for (int64_t block = block_index(); block < plan.blocks; block += block_count()) {
-    int64_t rest = divide(block, plan.row_tiles);
+    int64_t rest = block / plan.row_tiles;
     const int row_tile = static_cast<int>(block - rest * plan.row_tiles);
-    int64_t column_tile = rest;
-    rest = divide(rest, plan.column_tiles);
-    column_tile -= rest * plan.column_tiles;
-    const int64_t group = divide(rest, residues(c));
-    const int residue_index = static_cast<int>(rest - group * residues(c));
+    // Residues side by side: together they read each part of the signal, and write all of a sector of the result.
+    const int64_t tile_group = rest / residues(c);
+    const int residue_index = static_cast<int>(rest - tile_group * residues(c));
+    const int64_t group = tile_group / plan.column_tiles;
+    const int64_t column_tile = tile_group - group * plan.column_tiles;
     const Residue residue = residue_of(c, residue_index);
 
     // The tile's columns: of one batch item where there are windows, of all of them otherwise.
-    const int64_t item_tiles = in_windows ? divide(plan.column_tiles, c.batch) : 1;
-    const int64_t item = in_windows ? divide(column_tile, item_tiles) : 0;
+    const int64_t item_tiles = in_windows ? plan.column_tiles / c.batch : 1;
+    const int64_t item = in_windows ? column_tile / item_tiles : 0;
     const int64_t first_column = (column_tile - item * item_tiles) * kCols;
     const int64_t columns = in_windows ? residue.columns : c.batch * residue.columns;
     if (first_column >= columns) continue;
 
     const int64_t group_offset = group * c.channels * c.signal.strides.channel;
-    const auto item_of = [&](int64_t column) { return in_windows ? item : divide(column, residue.columns); };
+    const auto item_of = [&](int64_t column) { return in_windows ? item : column / residue.columns; };
     const auto position_of = [&](int64_t column, int64_t n) {
       return static_cast<int>(in_windows ? column : column - n * residue.columns);
     };
@@ -175,29 +130,30 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
       const int parts = step < 0 ? 1 : at.window_end() - at.window_begin();
       const int part = step < 0 ? 0 : at.tap() - at.window_begin();
       const int position0 = first_position + next.window_begin() * residue.distance;
-      const auto shows = [&](int row, int word) -> int64_t {
-        int channel = channel0 + word;
-        if (channel >= channels) return -1;
-        int64_t offset = item_offset;
+      const auto channel_at = [&](int, int word) -> Channel {
+        const int channel = channel0 + word;
+        if (channel >= channels) return {-1, 0};
+        if (!unfold) return {channel * c.signal.strides.channel, 0};
+        const int own = channel / residue.taps;
+        return {own * c.signal.strides.channel, (channel - own * residue.taps) * residue.distance};
+      };
+      const auto row_at = [&](int row, int shift) -> int64_t {
+        int64_t item_at = item_offset;
         int position = position0 + row;
         if (!in_windows) {
           const auto place = places.load<Place>(row * int(sizeof(Place)));
           if (place.item < 0) return -1;
-          offset = place.item;
-          position = place.position + position0;
-          if (unfold) {
-            const int tap = channel % residue.taps;
-            channel /= residue.taps;
-            position += tap * residue.distance;
-          }
+          item_at = place.item;
+          position = place.position + position0 + shift;
         }
         const int64_t shown = shown_at(c.signal, position);
-        return shown < 0 ? -1 : offset + channel * c.signal.strides.channel + shown;
+        return shown < 0 ? -1 : item_at + shown;
       };
+      const int first = rows * part / parts, last = rows * (part + 1) / parts;
       if (plan.vectors) {
-        copy_vectors<T, kPitch>(window_at(next), rows * part / parts, rows * (part + 1) / parts, signal, shows);
+        copy_vectors<T, kPitch>(window_at(next), first, last, signal, channel_at, row_at);
       } else {
-        copier.start(window_at(next), rows * part / parts, rows * (part + 1) / parts, signal, shows);
+        copier.start(window_at(next), first, last, signal, channel_at, row_at);
       }
     };
 
@@ -242,44 +198,6 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
           store_sum<T>(c, sum, channel, at + channel * c.result.channel, bias, result);
         });
     sync_block();
-  }
-}
-
-// Where weight[row, channel, tap] of a group is.
-struct WeightView {
-  int64_t group, row, channel, tap;
-};
-
-// The weights in the order in which `correlate` reads them: [group][tap][block of channels][row][64 bytes of channels],
-// rows and channels filled up with zeros, and rounded to TF32 where it is that. Unfolded, channel and tap are one.
-template <class Units>
-__global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_weights(
-    const Correlation c, const CorrelatePlan plan, const WeightView view,
-    const Global<const typename Units::Storage> weight, const Global<typename Units::Storage> packed) {
-  using T = typename Units::Storage;
-  constexpr int kChannels = kRowChannels<T>;
-  const bool unfold = plan.staging == Staging::kUnfold;
-  const int64_t channels = unfold ? c.channels * c.kernel_size : c.channels;
-  const int64_t rows = plan.row_tiles * Units::kRows;
-  for (int64_t i = block_index() * kThreads + thread_index(); i < plan.packed_elements; i += block_count() * kThreads) {
-    int64_t rest = i;
-    int64_t channel = rest % kChannels;
-    rest /= kChannels;
-    const int64_t row = rest % rows;
-    rest = divide(rest, rows);
-    channel += rest % plan.channel_blocks * kChannels;
-    rest = divide(rest, plan.channel_blocks);
-    int64_t tap = rest % plan.packed_taps;
-    const int64_t group = divide(rest, plan.packed_taps);
-    T value{};
-    if (row < c.rows && channel < channels) {
-      if (unfold) {
-        tap = channel % c.kernel_size;
-        channel = divide(channel, c.kernel_size);
-      }
-      value = weight.load(group * view.group + row * view.row + channel * view.channel + tap * view.tap);
-    }
-    packed.store(i, rounded<typename Units::Number>(value));
   }
 }
 

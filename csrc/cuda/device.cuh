@@ -101,6 +101,10 @@ __device__ inline void wait_copies() {
 #endif
 }
 
+// Where what was loaded into a and b is first made use of: without this the compiler may wait for it earlier, to join
+// the two.
+__device__ inline void arrive(uint32_t& a, uint32_t& b) { asm volatile("" : "+r"(a), "+r"(b)); }
+
 // Four matrices of 8 rows of 16 bytes. Lane l gives the place of row l % 8 of matrix l / 8, and gets of each matrix the
 // 4 bytes at row l / 4, column l % 4; transposed, of 16-bit numbers: those of rows 2 (l % 4) and one further, column
 // l / 4. Called by all lanes.

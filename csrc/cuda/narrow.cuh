@@ -3,14 +3,14 @@
 // window of the signal in shared memory, each number of which is read from global memory once.
 #pragma once
 
-#include "cuda/correlate.cuh"
+#include "cuda/correlation.cuh"
 #include "cuda/reduce.cuh"
 
 namespace conv1d_ext::cuda {
 
 // 128 registers leave room for the loads of a whole window at once, 5 numbers a thread: 10 KiB of float32 are on their
 // way from memory to each multiprocessor.
-constexpr int kNarrowBlocksPerSm = 2;
+constexpr int kNarrowBlocksPerSm = 2, kNarrowLoads = 5;
 
 // x[to], ... x[to + 3]: four neighbouring numbers of a row of shared memory, the first of them at a multiple of four.
 template <class Sum, int kCount>
@@ -21,6 +21,35 @@ __device__ inline void load_four(Sum (&x)[kCount], int to, Shared row, int first
     const auto chunk = row.load<Pack<Sum, kChunk>>((first + i) * int(sizeof(Sum)));
 #pragma unroll
     for (int e = 0; e < kChunk; ++e) x[to + i + e] = chunk.at[e];
+  }
+}
+
+// Copies a line's window, numbers [0, count): kNarrowLoads loads of each thread are on their way at a time, 16-bit
+// numbers each in a register of its own, since two in one would be waited for.
+template <class T, class Sum, class Read>
+__device__ inline void copy_line(Shared to, int thread, int threads, int count, const Read& read) {
+  for (int i = thread; i < count; i += kNarrowLoads * threads) {
+    std::conditional_t<kIs16Bit<T>, uint32_t, T> held[kNarrowLoads] = {};
+#pragma unroll
+    for (int n = 0; n < kNarrowLoads; ++n) {
+      if (i + n * threads >= count) continue;
+      if constexpr (kIs16Bit<T>) {
+        held[n] = read(i + n * threads).bits;
+      } else {
+        held[n] = read(i + n * threads);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kNarrowLoads; ++n) {
+      if (i + n * threads >= count) continue;
+      T value;
+      if constexpr (kIs16Bit<T>) {
+        value = {static_cast<uint16_t>(held[n])};
+      } else {
+        value = held[n];
+      }
+      to.store<Sum>((i + n * threads) * int(sizeof(Sum)), widen(value));
+    }
   }
 }
 
@@ -46,11 +75,12 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) correlate_narrow
     // Lines beyond the last do the last one's work once more, without storing it, so that all meet at the barriers.
     const int64_t index = block * lines + line;
     const int64_t tile_row = index < total ? index : total - 1;
-    const int64_t item_row = divide(tile_row, plan.tiles), tile_index = tile_row - item_row * plan.tiles;
-    const int64_t residue_item = divide(item_row, all_rows), row = item_row - residue_item * all_rows;
-    const int residue_index = static_cast<int>(divide(residue_item, c.batch));
-    const int64_t n = residue_item - residue_index * c.batch;
-    const int64_t group = divide(row, c.rows);
+    // Residues side by side, as in `correlate`.
+    const int64_t residue_tile = tile_row / residues(c);
+    const int residue_index = static_cast<int>(tile_row - residue_tile * residues(c));
+    const int64_t item_row = residue_tile / plan.tiles, tile_index = residue_tile - item_row * plan.tiles;
+    const int64_t n = item_row / all_rows, row = item_row - n * all_rows;
+    const int64_t group = row / c.rows;
     const Residue residue = residue_of(c, residue_index);
     const int64_t first_column = tile_index * tile;
     const int64_t line_offset = n * c.signal.strides.batch + group * c.channels * c.signal.strides.channel;
@@ -70,14 +100,11 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) correlate_narrow
         }
         const int64_t channel_offset = line_offset + channel * c.signal.strides.channel;
         const int64_t first = residue.first + first_column * residue.step + tap0 * residue.distance;
-        const auto read = [&](int64_t position) -> Sum {
+        const auto read = [&](int64_t position) -> T {
           const int64_t shown = shown_far(c.signal, position);
-          return shown < 0 ? Sum{0} : Sum{widen(signal.load(channel_offset + shown))};
+          return shown < 0 ? T{} : signal.load(channel_offset + shown);
         };
-        if (plan.window > 0) {
-#pragma unroll 5
-          for (int i = thread; i < plan.window; i += plan.line_threads) window.store<Sum>(i * kSize, read(first + i));
-        }
+        copy_line<T, Sum>(window, thread, plan.line_threads, plan.window, [&](int i) { return read(first + i); });
         sync_block();
         if (plan.slides) {
           // Four taps at a time meet eight numbers, of which the next four taps keep four.
@@ -109,7 +136,8 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) correlate_narrow
 #pragma unroll
             for (int o = 0; o < kNarrowOutputs; ++o) {
               const int64_t at = int64_t{thread + o * plan.line_threads} * residue.step + tap * residue.distance;
-              sum[o] += w * (plan.window > 0 ? window.load<Sum>(static_cast<int>(at) * kSize) : read(first + at));
+              sum[o] +=
+                  w * (plan.window > 0 ? window.load<Sum>(static_cast<int>(at) * kSize) : widen(read(first + at)));
             }
           }
         }
@@ -148,33 +176,30 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) multiply_outer_n
   for (int64_t block = block_index(); block < plan.blocks; block += block_count()) {
     int64_t rest = block;
     const int64_t tap0 = rest % tap_blocks * kNarrowTaps;
-    rest = divide(rest, tap_blocks);
+    rest = rest / tap_blocks;
     const int64_t channel = rest % o.channels;
-    rest = divide(rest, o.channels);
-    const int64_t out_channel = rest % out_channels, split = divide(rest, out_channels);
-    const int64_t in_channel = divide(out_channel, o.rows) * o.channels + channel;
+    rest = rest / o.channels;
+    const int64_t out_channel = rest % out_channels, split = rest / out_channels;
+    const int64_t in_channel = out_channel / o.rows * o.channels + channel;
     Sum sum[kNarrowTaps] = {};
-    const auto read_grad = [&](int64_t n, int64_t t) -> Sum {
-      return widen(grad.load(n * o.grad.batch + out_channel * o.grad.channel + t * o.grad.position));
+    const auto read_grad = [&](int64_t n, int64_t t) {
+      return grad.load(n * o.grad.batch + out_channel * o.grad.channel + t * o.grad.position);
     };
-    const auto read_signal = [&](int64_t n, int64_t position) -> Sum {
+    const auto read_signal = [&](int64_t n, int64_t position) {
       const int64_t shown = shown_far(o.signal, position - o.signal.padding_left);
-      if (shown < 0) return 0;
-      return widen(signal.load(n * o.signal.strides.batch + in_channel * o.signal.strides.channel + shown));
+      if (shown < 0) return T{};
+      return signal.load(n * o.signal.strides.batch + in_channel * o.signal.strides.channel + shown);
     };
     if (plan.window > 0) {
       const int64_t tiles = o.batch * plan.tiles;
-      for (int64_t i = divide(tiles * split, plan.splits); i < divide(tiles * (split + 1), plan.splits); ++i) {
-        const int64_t n = divide(i, plan.tiles), t0 = (i - n * plan.tiles) * kTile;
-#pragma unroll
-        for (int e = 0; e < kNarrowOutputs; ++e) {
-          const int t = thread_index() + e * kThreads;
-          grads.store<Sum>(t * kSize, t0 + t < o.out_length ? read_grad(n, t0 + t) : Sum{0});
-        }
-#pragma unroll 5
-        for (int p = thread_index(); p < plan.window; p += kThreads) {
-          window.store<Sum>(p * kSize, read_signal(n, t0 * o.stride + tap0 * o.dilation + p));
-        }
+      for (int64_t i = tiles * split / plan.splits; i < tiles * (split + 1) / plan.splits; ++i) {
+        const int64_t n = i / plan.tiles, t0 = (i - n * plan.tiles) * kTile;
+        copy_line<T, Sum>(grads, thread_index(), kThreads, kTile, [&](int t) {
+          return t0 + t < o.out_length ? read_grad(n, t0 + t) : T{};
+        });
+        copy_line<T, Sum>(window, thread_index(), kThreads, plan.window, [&](int p) {
+          return read_signal(n, t0 * o.stride + tap0 * o.dilation + p);
+        });
         sync_block();
         if (plan.slides) {
           Sum g[4], x[kNarrowTaps + 4];
@@ -205,12 +230,13 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) multiply_outer_n
         sync_block();
       }
     } else {
-      const int64_t terms = o.batch * o.out_length, end = divide(terms * (split + 1), plan.splits);
-      for (int64_t i = divide(terms * split, plan.splits) + thread_index(); i < end; i += kThreads) {
-        const int64_t n = divide(i, o.out_length), t = i - n * o.out_length;
-        const Sum g = read_grad(n, t);
+      const int64_t terms = o.batch * o.out_length, end = terms * (split + 1) / plan.splits;
+      for (int64_t i = terms * split / plan.splits + thread_index(); i < end; i += kThreads) {
+        const int64_t n = i / o.out_length, t = i - n * o.out_length;
+        const Sum g = widen(read_grad(n, t));
 #pragma unroll
-        for (int k = 0; k < kNarrowTaps; ++k) sum[k] += g * read_signal(n, t * o.stride + (tap0 + k) * o.dilation);
+        for (int k = 0; k < kNarrowTaps; ++k)
+          sum[k] += g * widen(read_signal(n, t * o.stride + (tap0 + k) * o.dilation));
       }
     }
 #pragma unroll

@@ -14,8 +14,8 @@ struct OuterPlace {
   int position, unused;
 };
 
-// What the columns of a block of columns are: channels from `channel` on, of tap `tap`.
-struct ColumnBlock {
+// What a column is: a channel of the group (-1: none) and a tap.
+struct Column {
   int channel, tap;
 };
 
@@ -31,37 +31,43 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
 
   const Shared places = shared_memory();  // of two steps
   const Shared columns = places.from(2 * kPositions * int(sizeof(OuterPlace)));
-  const Shared grad_ring = columns.from(kColBlocks * int(sizeof(ColumnBlock)));
+  const Shared grad_ring = columns.from(kCols * int(sizeof(Column)));
   const Shared window_ring = grad_ring.from(kStages * kGradRows * kPitch);
   const int window_bytes = plan.window_rows * kPitch;
   const bool in_windows = plan.staging == Staging::kWindow, unfold = plan.staging == Staging::kUnfold;
 
   for (int64_t block = block_index(); block < plan.blocks; block += block_count()) {
-    int64_t rest = divide(block, plan.row_tiles);
+    int64_t rest = block / plan.row_tiles;
     const int64_t row0 = (block - rest * plan.row_tiles) * kRows;
     int64_t column_tile = rest;
-    rest = divide(rest, plan.column_tiles);
+    rest = rest / plan.column_tiles;
     column_tile -= rest * plan.column_tiles;
-    const int64_t split = divide(rest, o.groups), group = rest - split * o.groups;
-    const int64_t first_step = divide(plan.steps * split, plan.splits);
-    const int steps = static_cast<int>(divide(plan.steps * (split + 1), plan.splits) - first_step);
+    const int64_t split = rest / o.groups, group = rest - split * o.groups;
+    const int64_t first_step = plan.steps * split / plan.splits;
+    const int steps = static_cast<int>(plan.steps * (split + 1) / plan.splits - first_step);
     const int row_channels = static_cast<int>(o.rows - row0 < kRows ? o.rows - row0 : kRows);
     const int channels = static_cast<int>(o.channels);
 
-    if (thread_index() < kColBlocks) {
-      ColumnBlock entry;
+    if (thread_index() < kCols) {
+      const int block_of = thread_index() / kChannels, word = thread_index() % kChannels;
+      Column entry;
       if (in_windows) {
         const int tap_blocks = (o.kernel_size + kColBlocks - 1) / kColBlocks;
-        entry.channel = static_cast<int>(divide(column_tile, tap_blocks)) * kChannels;
-        entry.tap = static_cast<int>(column_tile % tap_blocks) * kColBlocks + thread_index();
+        entry.channel = static_cast<int>(column_tile / tap_blocks) * kChannels + word;
+        entry.tap = static_cast<int>(column_tile % tap_blocks) * kColBlocks + block_of;
+      } else if (unfold) {
+        const int both = static_cast<int>(column_tile) * kCols + thread_index();
+        entry.channel = both / o.kernel_size;
+        entry.tap = both % o.kernel_size;
       } else {
-        const int index = static_cast<int>(column_tile) * kColBlocks + thread_index();
-        entry.channel = (unfold ? index : index / o.kernel_size) * kChannels;
-        entry.tap = unfold ? 0 : index % o.kernel_size;
+        const int pair = static_cast<int>(column_tile) * kColBlocks + block_of;
+        entry.channel = pair / o.kernel_size * kChannels + word;
+        entry.tap = pair % o.kernel_size;
       }
-      columns.store(thread_index() * int(sizeof(ColumnBlock)), entry);
+      if (entry.channel >= channels || entry.tap >= o.kernel_size) entry.channel = -1;
+      columns.store(thread_index() * int(sizeof(Column)), entry);
     }
-    const auto column_block = [&](int index) { return columns.load<ColumnBlock>(index * int(sizeof(ColumnBlock))); };
+    const auto column_at = [&](int column) { return columns.load<Column>(column * int(sizeof(Column))); };
     // The places of a step, each found by one thread.
     const auto find_places = [&](int step) {
       const int p = thread_index();
@@ -70,10 +76,10 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
       int64_t n, t;
       if (in_windows) {
         const int64_t item_steps = (o.out_length + kPositions - 1) / kPositions;
-        n = divide(at, item_steps);
+        n = at / item_steps;
         t = (at - n * item_steps) * kPositions + p;
       } else {
-        n = divide(at * kPositions + p, o.out_length);
+        n = (at * kPositions + p) / o.out_length;
         t = at * kPositions + p - n * o.out_length;
       }
       OuterPlace entry{-1, 0, 0, 0};
@@ -87,38 +93,41 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
     const auto grads = grad.from((group * o.rows + row0) * o.grad.channel);
     const auto signals = signal.from(group * o.channels * o.signal.strides.channel);
 
-    Copier<T, kPitch, Units::kHeldRows> grad_copier, signal_copier;
-    const auto copy_step = [&](int step) {
+    Copier<T, kPitch, Units::kOuterHeldRows> copier;
+    const auto grad_tile = [&](int step) { return grad_ring.from(step % kStages * kGradRows * kPitch); };
+    const auto window_of = [&](int step) { return window_ring.from(step % kStages * window_bytes); };
+    const auto copy_grads = [&](int step) {
       const Shared step_places = places.from(step % 2 * kPositions * int(sizeof(OuterPlace)));
-      const auto grad_shows = [&](int row, int word) -> int64_t {
+      const auto grad_channel_at = [&](int row, int word) -> Channel {
         const int channel = row / kPositions * kChannels + word;
-        const auto place = step_places.load<OuterPlace>(row % kPositions * int(sizeof(OuterPlace)));
-        return place.grad < 0 || channel >= row_channels ? -1 : place.grad + channel * o.grad.channel;
+        return {channel < row_channels ? channel * o.grad.channel : -1, 0};
       };
-      const auto signal_shows = [&](int row, int word) -> int64_t {
+      const auto grad_row_at = [&](int row, int) {
+        return step_places.load<OuterPlace>(row % kPositions * int(sizeof(OuterPlace))).grad;
+      };
+      if (plan.grad_vectors) {
+        copy_vectors<T, kPitch>(grad_tile(step), 0, kGradRows, grads, grad_channel_at, grad_row_at);
+      } else {
+        copier.start(grad_tile(step), 0, kGradRows, grads, grad_channel_at, grad_row_at);
+      }
+    };
+    const auto copy_window = [&](int step) {
+      const Shared step_places = places.from(step % 2 * kPositions * int(sizeof(OuterPlace)));
+      const auto channel_at = [&](int row, int word) -> Channel {
+        const Column column = column_at((in_windows ? 0 : row / kPositions * kChannels) + word);
+        return {column.channel < 0 ? -1 : column.channel * o.signal.strides.channel, column.tap * o.dilation};
+      };
+      const auto row_at = [&](int row, int shift) -> int64_t {
         const int p = in_windows ? 0 : row % kPositions;
         const auto place = step_places.load<OuterPlace>(p * int(sizeof(OuterPlace)));
-        auto [channel, tap] = column_block(in_windows ? 0 : row / kPositions);
-        channel += word;
-        if (unfold) {
-          tap = channel % o.kernel_size;
-          channel /= o.kernel_size;
-        }
-        if (place.grad < 0 || channel >= channels) return -1;
-        const int64_t shown = shown_at(o.signal, place.position + tap * o.dilation + (in_windows ? row : 0));
-        return shown < 0 ? -1 : place.item + channel * o.signal.strides.channel + shown;
+        if (place.grad < 0) return -1;
+        const int64_t shown = shown_at(o.signal, place.position + shift + (in_windows ? row : 0));
+        return shown < 0 ? -1 : place.item + shown;
       };
-      const Shared grad_tile = grad_ring.from(step % kStages * kGradRows * kPitch);
-      const Shared window = window_ring.from(step % kStages * window_bytes);
-      if (plan.grad_vectors) {
-        copy_vectors<T, kPitch>(grad_tile, 0, kGradRows, grads, grad_shows);
-      } else {
-        grad_copier.start(grad_tile, 0, kGradRows, grads, grad_shows);
-      }
       if (plan.signal_vectors) {
-        copy_vectors<T, kPitch>(window, 0, plan.window_rows, signals, signal_shows);
+        copy_vectors<T, kPitch>(window_of(step), 0, plan.window_rows, signals, channel_at, row_at);
       } else {
-        signal_copier.start(window, 0, plan.window_rows, signals, signal_shows);
+        copier.start(window_of(step), 0, plan.window_rows, signals, channel_at, row_at);
       }
     };
 
@@ -130,26 +139,25 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
       sync_block();
       const int ahead = step + kAhead;
       if (ahead + 1 < steps) find_places(ahead + 1);
-      if (ahead < steps) copy_step(ahead);
-      commit_copies();
-      if (step >= 0) {
-        units.multiply_outer(
-            grad_ring.from(step % kStages * kGradRows * kPitch), window_ring.from(step % kStages * window_bytes),
-            plan.block_step, plan.row_step);
+      const auto multiply_part = [&](int part) {
+        if (step >= 0) units.multiply_outer(grad_tile(step), window_of(step), plan.block_step, plan.row_step, part);
+      };
+      // What 16-bit numbers wait for in registers, grad_output first, then the input, there is half a step for.
+      if (ahead < steps) copy_grads(ahead);
+      if constexpr (Units::kOuterParts == 2) {
+        multiply_part(0);
+        copier.finish(grad_tile(ahead));
       }
-      grad_copier.finish(grad_ring.from(ahead % kStages * kGradRows * kPitch));
-      signal_copier.finish(window_ring.from(ahead % kStages * window_bytes));
+      if (ahead < steps) copy_window(ahead);
+      commit_copies();
+      multiply_part(Units::kOuterParts - 1);
+      copier.finish(window_of(ahead));
     }
 
     const auto sums = partials.from((split * o.groups + group) * o.rows * o.channels * o.kernel_size);
     units.for_each_outer([&](int row, int column, typename Units::Sum sum) {
-      auto [channel, tap] = column_block(column / kChannels);
-      channel += column % kChannels;
-      if (unfold) {
-        tap = channel % o.kernel_size;
-        channel /= o.kernel_size;
-      }
-      if (row >= row_channels || channel >= channels || tap >= o.kernel_size) return;
+      const auto [channel, tap] = column_at(column);
+      if (row >= row_channels || channel < 0) return;
       sums.store(((row0 + row) * o.channels + channel) * o.kernel_size + tap, sum);
     });
     sync_block();

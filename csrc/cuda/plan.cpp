@@ -12,8 +12,8 @@ namespace {
 constexpr int64_t kWindowBytes = 64 << 10;
 // More columns than there are, to within which windows of single batch items are preferred to columns of them all.
 constexpr double kWaste = 1.25;
-// Of Place, OuterPlace and ColumnBlock.
-constexpr int kPlaceBytes = 16, kOuterPlaceBytes = 24, kColumnBlockBytes = 8;
+// Of Place, OuterPlace and Column.
+constexpr int kPlaceBytes = 16, kOuterPlaceBytes = 24, kColumnBytes = 8;
 // Blocks below which most GPUs are not full, and parts that are worth their sum.
 constexpr int64_t kFullBlocks = 264, kFewestSteps = 4;
 constexpr int64_t kPartialBytes = 64 << 20;
@@ -159,7 +159,7 @@ OuterPlan plan_outer(
   plan.blocks = tiles * plan.splits;
   const int64_t grad_rows = ceil_div(shape.rows, row_channels) * positions;
   plan.shared_bytes = static_cast<int>(
-      2 * positions * kOuterPlaceBytes + column_blocks * kColumnBlockBytes +
+      2 * positions * kOuterPlaceBytes + shape.cols * kColumnBytes +
       kStages * (grad_rows + plan.window_rows) * shape.outer_pitch);
   return plan;
 }
@@ -174,9 +174,14 @@ NarrowPlan plan_narrow(const Correlation& c, int sum_bytes) {
   const int64_t lines = kThreads / plan.line_threads, tile = int64_t{plan.line_threads} * kNarrowOutputs;
   plan.most_taps = static_cast<int>(most_taps(c));
   plan.slides = step == 1 && distance(c) == 1;
-  plan.tap_block = static_cast<int>(std::min<int64_t>(ceil_div(plan.most_taps, 4) * 4, kTaps));
-  const int64_t window = window_rows(tile, step, plan.tap_block, distance(c)) + (plan.slides ? 4 : 0);
-  plan.window = lines * window <= kWindow ? static_cast<int>(ceil_div(window, 4) * 4) : 0;
+  // As many taps at a time as the window has room for; sliding takes them four by four.
+  int64_t tap_block = std::min<int64_t>(ceil_div(plan.most_taps, 4) * 4, kTaps);
+  const int64_t ahead = plan.slides ? 4 : 0, room = kWindow / lines - ahead - window_rows(tile, step, 1, 0);
+  if (room >= 0) tap_block = std::min(tap_block, room / distance(c) + 1);
+  if (tap_block >= 4) tap_block = tap_block / 4 * 4;
+  plan.tap_block = static_cast<int>(tap_block);
+  const int64_t window = window_rows(tile, step, tap_block, distance(c)) + ahead;
+  plan.window = room >= 0 ? static_cast<int>(ceil_div(window, 4) * 4) : 0;
   plan.tiles = ceil_div(columns, tile);
   plan.splits = 1;
   plan.blocks = ceil_div(residues(c) * plan.tiles * c.batch * c.groups * c.rows, lines);

@@ -1,6 +1,6 @@
-// How a problem is cut into blocks of threads and tiles of shared memory: pure functions of its sizes, so that results
-// depend neither on the number of multiprocessors nor on anything else that a device may have more of. Plain data,
-// which host and kernels share; no CUDA.
+// How a problem is cut into blocks of threads and tiles of shared memory: pure functions of its sizes and, on devices
+// with less than 99 KiB of shared memory for a block (sm_75), of that. So results do not depend on how much a device
+// has. Plain data, which host and kernels share; no CUDA.
 #pragma once
 
 #include "cuda/kernels.h"

@@ -28,17 +28,20 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) sum_positions(
     const int64_t splits, const Global<const T> grad, const Global<Sum> partials) {
   const int64_t terms = batch * out_length;
   for (int64_t block = block_index(); block < splits * out_channels; block += block_count()) {
-    const int64_t split = divide(block, out_channels), channel = block - split * out_channels;
-    const int64_t begin = divide(terms * split, splits), end = divide(terms * (split + 1), splits);
+    const int64_t split = block / out_channels, channel = block - split * out_channels;
+    const int64_t begin = terms * split / splits, end = terms * (split + 1) / splits;
     Sum sum = 0;
     for (int64_t i = begin + thread_index(); i < end; i += kThreads) {
-      const int64_t n = divide(i, out_length), t = i - n * out_length;
+      const int64_t n = i / out_length, t = i - n * out_length;
       sum += widen(grad.load(n * strides.batch + channel * strides.channel + t * strides.position));
     }
     sum = sum_of_block(sum, shared_memory());
     if (thread_index() == 0) partials.store(block, sum);
   }
 }
+
+// A thread for each weight, or a warp where there is much to add up.
+__host__ __device__ inline int threads_of_sum(int64_t splits) { return splits > 32 ? 32 : 1; }
 
 // result[oc, ic, k] = sum over splits of partials[split][oc][ic][k]
 template <class T, class Sum>
@@ -47,11 +50,14 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) sum_partials(
     const int64_t splits, const bool accumulate, const bool negate, const Global<const Sum> partials,
     const Global<T> result) {
   const int64_t count = out_channels * in_channels * kernel_size;
-  for (int64_t i = block_index() * kThreads + thread_index(); i < count; i += block_count() * kThreads) {
+  const int threads = threads_of_sum(splits), first = thread_index() % threads, at_once = kThreads / threads;
+  for (int64_t i = block_index() * at_once + thread_index() / threads; i < count; i += block_count() * at_once) {
     Sum sum = 0;
-    for (int64_t split = 0; split < splits; ++split) sum += partials.load(split * count + i);
-    const int64_t row = divide(i, kernel_size), k = i - row * kernel_size;
-    const int64_t oc = divide(row, in_channels), ic = row - oc * in_channels;
+    for (int64_t split = first; split < splits; split += threads) sum += partials.load(split * count + i);
+    for (int mask = threads / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+    if (first != 0) continue;
+    const int64_t row = i / kernel_size, k = i - row * kernel_size;
+    const int64_t oc = row / in_channels, ic = row - oc * in_channels;
     const int64_t at = oc * strides.out_channel + ic * strides.in_channel + k * strides.tap;
     if (negate) sum = -sum;
     if (accumulate) sum += widen(result.load(at));
@@ -68,8 +74,8 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) fold_padding(
   const int64_t length = input.length, left = input.padding_left, right = input.padding_right;
   for (int64_t i = block_index() * kThreads + thread_index(); i < batch * channels * length;
        i += block_count() * kThreads) {
-    const int64_t row = divide(i, length), j = i - row * length;
-    const int64_t n = divide(row, channels), channel = row - n * channels;
+    const int64_t row = i / length, j = i - row * length;
+    const int64_t n = row / channels, channel = row - n * channels;
     const auto gradients = padded.from(row * (left + length + right) + left);
     Sum sum = 0;
     const auto add = [&](int64_t p) {

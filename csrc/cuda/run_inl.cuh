@@ -5,8 +5,10 @@
 #include <numeric>
 #include <utility>
 
+#include "cuda/correlate.cuh"
 #include "cuda/narrow.cuh"
 #include "cuda/outer.cuh"
+#include "cuda/pack.cuh"
 #include "cuda/run.h"
 
 namespace conv1d_ext::cuda {
@@ -145,8 +147,7 @@ class Runner {
   int64_t backward_weight(const Conv1dProblem& p, const Pointers& pointers) {
     const OuterProduct o = outer_product(p);
     const auto signal = global<const T>(pointers.signal), grad = global<const T>(pointers.factor);
-    const bool few = o.channels < kFewChannels && o.rows < kFewChannels;
-    if (takes_narrow(few)) {
+    if (takes_narrow(o.rows, o.channels)) {
       const NarrowPlan plan = plan_narrow_outer(o, sizeof(Sum));
       const auto partials = take_partials(p, plan.splits);
       if (launches_) {
@@ -193,8 +194,11 @@ class Runner {
   // Of kernels whose threads take one element at a time.
   int64_t grid_of_elements(int64_t elements) const { return grid((elements + kThreads - 1) / kThreads); }
 
-  bool takes_narrow(bool few) const {
-    return choice_.algorithm == Choice::Algorithm::kAny ? few : choice_.algorithm == Choice::Algorithm::kNarrow;
+  // Where 32 rows would mostly be filled up with zeros, for which only matrix units have the arithmetic to spare.
+  bool takes_narrow(int64_t rows, int64_t channels) const {
+    if (choice_.algorithm != Choice::Algorithm::kAny) return choice_.algorithm == Choice::Algorithm::kNarrow;
+    constexpr bool kHasFmaUnits = std::is_same_v<typename Large::Number, Sum>;
+    return (rows < kFewChannels && channels < kFewChannels) || (rows <= 2 && kHasFmaUnits);
   }
   bool takes_large(int64_t rows, int64_t blocks, int shared_bytes) const {
     if (shared_bytes > device_.shared_bytes || choice_.tile == Choice::Tile::kSmall) return false;
@@ -204,7 +208,7 @@ class Runner {
   void correlate_to(
       const Correlation& c, const WeightView& view, const void* signal, Global<const T> weight, const void* bias,
       void* result) {
-    if (takes_narrow(c.channels < kFewChannels && c.rows < kFewChannels)) {
+    if (takes_narrow(c.rows, c.channels)) {
       const NarrowPlan plan = plan_narrow(c, sizeof(Sum));
       if (launches_) {
         launch<kThreads>(
@@ -255,8 +259,9 @@ class Runner {
   void sum(const Conv1dProblem& p, int64_t splits, Global<Sum> partials, void* result) const {
     if (!launches_) return;
     launch<kThreads>(
-        sum_partials<T, Sum>, grid_of_elements(weights(p)), 0, stream_, p.out_channels, p.in_channels / p.groups,
-        p.kernel_size, p.weight, splits, p.accumulate, p.negate, Global<const Sum>{partials.data}, global<T>(result));
+        sum_partials<T, Sum>, grid_of_elements(weights(p) * threads_of_sum(splits)), 0, stream_, p.out_channels,
+        p.in_channels / p.groups, p.kernel_size, p.weight, splits, p.accumulate, p.negate,
+        Global<const Sum>{partials.data}, global<T>(result));
   }
 
   Device device_;

@@ -10,9 +10,6 @@
 
 namespace conv1d_ext::cuda {
 
-template <class T>
-constexpr bool kIs16Bit = sizeof(T) == 2;
-
 // As a weight is stored for the matrix units.
 template <class Number, class Storage>
 __device__ inline Storage rounded(Storage value) {
@@ -33,17 +30,18 @@ class MatrixUnits {
   static constexpr int kRows = kRows_, kCols = kCols_;
   // 64 sums a thread, their operands and what is on its way from memory take more than 128 registers.
   static constexpr int kBlocksPerSm = kRows >= 128 ? 1 : 2;
-  static constexpr int kHeldRows = kRows >= 128 ? 128 : 32;
-  // Bytes from row to row. For load_matrices rows are to lie 4 banks apart from each other in any order (20 words do);
-  // the TF32 operands of multiply_outer are read one by one, 4 rows and 8 neighbours at once (24 words).
+  static constexpr int kHeldRows = kRows >= 128 ? 128 : 64, kOuterHeldRows = kRows >= 128 ? 128 : 32;
+  // Bytes from row to row. load_matrices reads 8 rows, which 20 words between them put into different banks where the
+  // step is odd; the TF32 operands of multiply_outer are read one by one, 4 rows and 8 neighbours at once (24 words).
   static constexpr int kPitch = kRowBytes + 16, kOuterPitch = kRowBytes + (kIs16Bit<T> ? 16 : 32);
-  static constexpr int kOuterPositions = kIs16Bit<T> ? 32 : 16;  // summed over by one multiply_outer
+  static constexpr int kOuterPositions = kIs16Bit<T> ? 32 : 16;  // summed over by multiply_outer
+  static constexpr int kOuterParts = kIs16Bit<T> ? 2 : 1;
 
  private:
   static constexpr int kWarpsDown = kRows >= 128 ? 2 : 1, kWarpsAcross = kWarps / kWarpsDown;
   static constexpr int kWarpRows = kRows / kWarpsDown, kWarpCols = kCols / kWarpsAcross;
   static constexpr int kDown = kWarpRows / 16, kAcross = kWarpCols / 8;
-  static constexpr int kScratchPitch = kWarpCols + 4;  // floats
+  static constexpr int kScratchPitch = kWarpCols + 8;  // floats; pairs of them to different banks
 
  public:
   static constexpr int kScratchBytes = kWarps * 16 * kScratchPitch * int(sizeof(float));
@@ -84,27 +82,28 @@ class MatrixUnits {
   }
 
   // sum[r][c] += sum over positions p of grad[r at p] * window[c at p]. Both come in blocks of kRowChannels: row r at p
-  // is in row (block of r) * kOuterPositions + p of grad, column c at p in row (block of c) * block_step + p *
-  // row_step.
-  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step) {
+  // is in row (block of r) * kOuterPositions + p of grad, column c at p in row (block of c) * block_step +
+  // p * row_step.
+  // In kOuterParts parts, of 16 positions each where there are two.
+  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step, [[maybe_unused]] int part) {
     constexpr int kBlock = kRowChannels<Storage>;
     uint32_t a[4];
     if constexpr (kIs16Bit<T>) {
-      uint32_t b[kAcross][4];
+      uint32_t b[kAcross / 2][4];  // of two tiles of 8 columns each
 #pragma unroll
-      for (int n = 0; n < kAcross; ++n) {
-        const int col = col_ + 8 * n, row = col / kBlock * block_step + lane_ * row_step;
+      for (int n = 0; n < kAcross / 2; ++n) {
+        const int position = part * 16 + lane_ / 8 % 2 * 8 + lane_ % 8;
+        const int col = col_ + 16 * n + lane_ / 16 * 8, row = col / kBlock * block_step + position * row_step;
         load_matrices_transposed(b[n], window, row * kOuterPitch + col % kBlock * 2);
       }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int m = 0; m < kDown; ++m) {
+        const int r = row_ + 16 * m + lane_ / 8 % 2 * 8, position = part * 16 + lane_ / 16 * 8 + lane_ % 8;
+        const int row = r / kBlock * kOuterPositions + position;
+        load_matrices_transposed(a, grad, row * kOuterPitch + r % kBlock * 2);
 #pragma unroll
-        for (int m = 0; m < kDown; ++m) {
-          const int r = row_ + 16 * m + lane_ / 8 % 2 * 8, position = half * 16 + lane_ / 16 * 8 + lane_ % 8;
-          const int row = r / kBlock * kOuterPositions + position;
-          load_matrices_transposed(a, grad, row * kOuterPitch + r % kBlock * 2);
-#pragma unroll
-          for (int n = 0; n < kAcross; ++n) multiply_matrices<T>(sum_[m][n], a, b[n][2 * half], b[n][2 * half + 1]);
+        for (int n = 0; n < kAcross; ++n) {
+          multiply_matrices<T>(sum_[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
         }
       }
     } else {
@@ -200,9 +199,9 @@ class FmaUnits {
   using Sum = T;
   static constexpr int kRows = kRows_, kCols = kCols_;
   static constexpr int kBlocksPerSm = kThreadRows * kThreadCols * sizeof(T) > 128 ? 1 : 2;
-  static constexpr int kHeldRows = 0;  // none has to be
+  static constexpr int kHeldRows = 0, kOuterHeldRows = 0;  // none has to be
   static constexpr int kPitch = kRowBytes + 16, kOuterPitch = kRowBytes + 16;
-  static constexpr int kOuterPositions = 16;
+  static constexpr int kOuterPositions = 16, kOuterParts = 1;
   static constexpr int kScratchBytes = 0;
 
  private:
@@ -246,7 +245,7 @@ class FmaUnits {
   }
 
   // Here a thread's rows and columns are neighbours, kChunk at a time.
-  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step) {
+  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step, int) {
     constexpr int kBlock = kRowChannels<T>, kSize = int(sizeof(T));
 #pragma unroll 2
     for (int p = 0; p < kOuterPositions; ++p) {

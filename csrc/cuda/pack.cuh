@@ -1,0 +1,42 @@
+// Weights in the order of their use, once for each call: tiles of them are then runs of memory, aligned and complete.
+#pragma once
+
+#include "cuda/correlation.cuh"
+#include "cuda/units.cuh"
+
+namespace conv1d_ext::cuda {
+
+// The weights in the order in which `correlate` reads them: [group][tap][block of channels][row][64 bytes of channels],
+// rows and channels filled up with zeros, and rounded to TF32 where it is that. Unfolded, channel and tap are one.
+template <class Units>
+__global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_weights(
+    const Correlation c, const CorrelatePlan plan, const WeightView view,
+    const Global<const typename Units::Storage> weight, const Global<typename Units::Storage> packed) {
+  using T = typename Units::Storage;
+  constexpr int kChannels = kRowChannels<T>;
+  const bool unfold = plan.staging == Staging::kUnfold;
+  const int64_t channels = unfold ? c.channels * c.kernel_size : c.channels;
+  const int64_t rows = plan.row_tiles * Units::kRows;
+  for (int64_t i = block_index() * kThreads + thread_index(); i < plan.packed_elements; i += block_count() * kThreads) {
+    int64_t rest = i;
+    int64_t channel = rest % kChannels;
+    rest /= kChannels;
+    const int64_t row = rest % rows;
+    rest = rest / rows;
+    channel += rest % plan.channel_blocks * kChannels;
+    rest = rest / plan.channel_blocks;
+    int64_t tap = rest % plan.packed_taps;
+    const int64_t group = rest / plan.packed_taps;
+    T value{};
+    if (row < c.rows && channel < channels) {
+      if (unfold) {
+        tap = channel % c.kernel_size;
+        channel = channel / c.kernel_size;
+      }
+      value = weight.load(group * view.group + row * view.row + channel * view.channel + tap * view.tap);
+    }
+    packed.store(i, rounded<typename Units::Number>(value));
+  }
+}
+
+}  // namespace conv1d_ext::cuda
