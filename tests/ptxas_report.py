@@ -1,5 +1,6 @@
-"""What ptxas says of the kernels, checked: no spills, no stack, and registers and static shared memory for as many
-blocks on a multiprocessor as each kernel's __launch_bounds__ wants there.
+"""What ptxas says of the kernels, checked: no spills, no stack, and registers for as many blocks on a
+multiprocessor as each kernel's __launch_bounds__ wants there. Shared memory is dynamic: plans decide on it, and
+tests/test_cuda_kernels.py holds them to what devices have.
 
 `python tests/ptxas_report.py LOG FOLDER`: what nvcc printed with -Xptxas=-v, and where it kept its files.
 """
@@ -9,14 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-REGISTERS, SHARED_BYTES = 65536, 64 << 10  # of a multiprocessor; sm_75 has the least shared memory of all
+REGISTERS = 65536  # of a multiprocessor
 
 KERNEL = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
 AMOUNTS = {
     "stack": re.compile(r"(\d+) bytes stack frame"),
     "spills": re.compile(r"(\d+) bytes spill"),
     "registers": re.compile(r"Used (\d+) registers"),
-    "shared": re.compile(r"(\d+) bytes smem"),
 }
 ENTRY = re.compile(r"\.entry (\w+)\((.*?)\n\{", re.DOTALL)
 
@@ -51,7 +51,6 @@ def problems(report: dict[str, int], threads: int, blocks: int) -> list[str]:
         "has a stack frame": report["stack"] == 0,
         "states no __launch_bounds__(threads, blocks)": threads > 0 and blocks > 0,
         "has too many registers for its blocks": registers * threads * blocks <= REGISTERS,
-        "has too much shared memory for its blocks": report["shared"] * blocks <= SHARED_BYTES,
     }
     return [rule for rule, holds in rules.items() if not holds]
 
@@ -71,7 +70,7 @@ def main(log: Path, folder: Path) -> int:
         report = found.get(key, dict.fromkeys(AMOUNTS, 0))
         wrong = problems(report, threads, blocks) if key in found else ["is not in the log"]
         failures += bool(wrong)
-        numbers = f"{report['registers']:3} registers, {report['shared']:5} bytes, {threads} threads x {blocks} blocks"
+        numbers = f"{report['registers']:3} registers, {threads} threads x {blocks} blocks"
         print(f"sm_{key[1]:3} {numbers}  {name}", *wrong, sep="  ")
     print(f"ptxas: {len(bounds) - failures} kernels passed, {failures} failed")
     return 0 if bounds and not failures else 1

@@ -157,10 +157,10 @@ LOG = """
 ptxas info    : Compiling entry function '_Z1kv' for 'sm_80'
 ptxas info    : Function properties for _Z1kv
     {stack} bytes stack frame, {spills} bytes spill stores, 0 bytes spill loads
-ptxas info    : Used {registers} registers, used 1 barriers, {shared} bytes smem, 360 bytes cmem[0]
+ptxas info    : Used {registers} registers, used 1 barriers, 360 bytes cmem[0]
 """
 PTX = ".visible .entry _Z1kv(\n.param .u64 p\n)\n{bounds}\n{{\nret;\n}}\n"
-FINE = {"stack": 0, "spills": 0, "registers": 128, "shared": 1024, "bounds": ".maxntid 256, 1, 1\n.minnctapersm 2"}
+FINE = {"stack": 0, "spills": 0, "registers": 128, "bounds": ".maxntid 256, 1, 1\n.minnctapersm 2"}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,6 @@ FINE = {"stack": 0, "spills": 0, "registers": 128, "shared": 1024, "bounds": ".m
         ({"spills": 8}, "spills"),
         ({"stack": 16}, "has a stack frame"),
         ({"registers": 129}, "has too many registers for its blocks"),
-        ({"shared": 48 << 10}, "has too much shared memory for its blocks"),
         ({"bounds": ".maxntid 256, 1, 1"}, "states no __launch_bounds__"),
     ],
     ids=str,

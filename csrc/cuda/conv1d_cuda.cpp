@@ -30,18 +30,24 @@ namespace {
 
 constexpr std::string_view kArchitectures = CONV1D_EXT_CUDA_ARCHITECTURES;
 
-// Machine code, sm_80, runs on GPUs of its generation that are no older; PTX, compute_80, on all that are no older.
-bool is_built_for(int capability) {
+// The newest of what was built that runs on GPUs of this capability; 0: nothing. Machine code, sm_80, does on those of
+// its generation that are no older; PTX, compute_80, on all that are no older; with a letter, sm_90a, on its own kind
+// alone.
+int newest_code(int capability) {
+  int newest = 0;
   for (size_t begin = 0; begin < kArchitectures.size();) {
     const size_t end = std::min(kArchitectures.find(' ', begin), kArchitectures.size());
     const std::string_view name = kArchitectures.substr(begin, end - begin);
     const std::string_view number = name.substr(name.find('_') + 1);
     int built = 0;
-    std::from_chars(number.data(), number.data() + number.size(), built);
-    if (built <= capability && (name[0] == 'c' || built / 10 == capability / 10)) return true;
+    const char* rest = std::from_chars(number.data(), number.data() + number.size(), built).ptr;
+    const bool is_special = rest != number.data() + number.size(), is_ptx = name[0] == 'c';
+    const bool runs =
+        is_special ? built == capability : built <= capability && (is_ptx || built / 10 == capability / 10);
+    if (runs) newest = std::max(newest, built);
     begin = end + 1;
   }
-  return false;
+  return newest;
 }
 
 // As torch's own convolutions decide it, by torch.backends.cudnn, at each call.
@@ -51,8 +57,8 @@ bool allows_tf32() {
 }
 
 // How numbers of a type are multiplied on the device; none where there are no kernels for it.
-std::optional<Type> arithmetic(at::ScalarType type, const Device& device) {
-  if (!is_built_for(device.capability)) return std::nullopt;
+std::optional<Type> arithmetic(at::ScalarType type, Device device) {
+  device.capability = newest_code(device.capability);  // old code has no tensor cores on new GPUs either
   const auto served = [&](Type t) { return runs_on(t, device) ? std::optional(t) : std::nullopt; };
   switch (type) {
     case at::kDouble:
@@ -198,10 +204,10 @@ at::Tensor conv1d_backward_input_cuda(
     return grad_input;
   }
   multiply_parts(
-      problem, grad_output, weight, [&](const Conv1dProblem& real, int grad_part, int weight_part, int part_) {
+      problem, grad_output, weight, [&](const Conv1dProblem& real, int grad_part, int weight_part, int result_part) {
         compute(
             Op::kBackwardInput, *target, real,
-            {part(grad_output, grad_part), part(weight, weight_part), nullptr, mutable_part(grad_input, part_)});
+            {part(grad_output, grad_part), part(weight, weight_part), nullptr, mutable_part(grad_input, result_part)});
       });
   return grad_input;
 }
@@ -225,11 +231,12 @@ at::Tensor conv1d_backward_weight_cuda(
         {input.const_data_ptr(), grad_output.const_data_ptr(), nullptr, grad_weight.mutable_data_ptr()});
     return grad_weight;
   }
-  multiply_parts(problem, grad_output, input, [&](const Conv1dProblem& real, int grad_part, int in_part, int part_) {
-    compute(
-        Op::kBackwardWeight, *target, real,
-        {part(input, in_part), part(grad_output, grad_part), nullptr, mutable_part(grad_weight, part_)});
-  });
+  multiply_parts(
+      problem, grad_output, input, [&](const Conv1dProblem& real, int grad_part, int in_part, int result_part) {
+        compute(
+            Op::kBackwardWeight, *target, real,
+            {part(input, in_part), part(grad_output, grad_part), nullptr, mutable_part(grad_weight, result_part)});
+      });
   return grad_weight;
 }
 
