@@ -62,6 +62,8 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
     nbytes = _bytes(layer, sizes)
     if layer.weight.device.type == "cuda":
         arithmetic = cuda_arithmetic(dtype, layer.weight.device)
+        if arithmetic == "TF32" and max(layer.in_channels, layer.out_channels) < 16 * layer.groups:
+            arithmetic = "float32"  # kFewChannels in csrc/cuda/run_inl.cuh: no matrix units for those
         print(f"computed by the CUDA kernels in {arithmetic}: {flops / 1e6:,.1f} MFLOP, {nbytes / 1e6:,.1f} MB a pass")
         return
     threads = torch.get_num_threads()

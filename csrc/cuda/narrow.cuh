@@ -8,9 +8,13 @@
 
 namespace conv1d_ext::cuda {
 
-// 128 registers leave room for the loads of a whole window at once, 5 numbers a thread: 10 KiB of float32 are on their
-// way from memory to each multiprocessor.
-constexpr int kNarrowBlocksPerSm = 2, kNarrowLoads = 5;
+// Loads of a thread that are on their way at a time, and blocks: together 15 KiB of float32 for each multiprocessor, as
+// much as an H100's memory delivers in the 600 ns that it may take to answer. double has 20 KiB with two blocks, for
+// which it has the registers, and so have the eight sums of the weight's gradient.
+constexpr int kNarrowLoads = 5;
+template <class Sum>
+constexpr int kNarrowBlocksPerSm = sizeof(Sum) == sizeof(double) ? 2 : 3;
+constexpr int kNarrowOuterBlocksPerSm = 2;
 
 // x[to], ... x[to + 3]: four neighbouring numbers of a row of shared memory, the first of them at a multiple of four.
 template <class Sum, int kCount>
@@ -59,7 +63,7 @@ __device__ inline int64_t shown_far(const Signal& signal, int64_t p) {
 }
 
 template <class T, class Sum>
-__global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) correlate_narrow(
+__global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum>) correlate_narrow(
     const Correlation c, const NarrowPlan plan, const WeightView view, const Global<const T> signal,
     const Global<const T> weight, const Global<const T> bias, const Global<T> result) {
   constexpr int kSize = int(sizeof(Sum));
@@ -166,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) correlate_narrow
 
 // backward_weight: each block has kNarrowTaps taps of one weight's row, and a part of the positions.
 template <class T, class Sum>
-__global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm) multiply_outer_narrow(
+__global__ void __launch_bounds__(kThreads, kNarrowOuterBlocksPerSm) multiply_outer_narrow(
     const OuterProduct o, const NarrowPlan plan, const Global<const T> grad, const Global<const T> signal,
     const Global<Sum> partials) {
   constexpr int kSize = int(sizeof(Sum)), kTile = kThreads * kNarrowOutputs;

@@ -1,6 +1,6 @@
-// How a problem is cut into blocks of threads and tiles of shared memory: pure functions of its sizes and, on devices
-// with less than 99 KiB of shared memory for a block (sm_75), of that. So results do not depend on how much a device
-// has. Plain data, which host and kernels share; no CUDA.
+// How a problem is cut into blocks of threads and tiles of shared memory: pure functions of its sizes, and, on devices
+// that have less shared memory for a block than all from sm_80 on, of that. So results do not depend on how much else a
+// device has. Plain data, which host and kernels share; no CUDA.
 #pragma once
 
 #include "cuda/kernels.h"
@@ -10,8 +10,8 @@ namespace conv1d_ext::cuda {
 
 constexpr int kThreads = 256;  // of every block
 constexpr int kRowBytes = 64;  // of the channels that a row of shared memory holds
-// Tiles of weights (or of both operands, in backward_weight) in flight: one in use, two on their way. An L2 access
-// takes some 300 ns on an H100, two steps of 128 x 128 sums on its tensor cores about 250.
+// Tiles of weights (or of both operands, in backward_weight) in flight: one in use, two on their way. Two steps of
+// 128 x 128 sums take a tensor core 500 clocks and more, FMA units thousands: about as long as memory takes to answer.
 constexpr int kStages = 3;
 
 // The tensor that is read at shifted positions, and what surrounds it. Positions fit into 32 bits (see fits), which
