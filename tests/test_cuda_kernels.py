@@ -211,7 +211,7 @@ FAULTS = {
         "writes what block|global memory out of bounds", "conv1d", "float16",
     ),
     "channels beyond the last": (
-        "correlate.cuh", "if (channel >= channels) return -1;", "",
+        "correlate.cuh", "if (channel >= channels) return {-1, 0};", "",
         "reads 2 bytes of global memory out of bounds", "conv1d", "float16",
     ),
     "window too small": (

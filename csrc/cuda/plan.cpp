@@ -159,7 +159,7 @@ OuterPlan plan_outer(
   plan.blocks = tiles * plan.splits;
   const int64_t grad_rows = ceil_div(shape.rows, row_channels) * positions;
   plan.shared_bytes = static_cast<int>(
-      2 * positions * kOuterPlaceBytes + shape.cols * kColumnBytes +
+      2 * positions * kOuterPlaceBytes + int64_t{shape.cols} * kColumnBytes +
       kStages * (grad_rows + plan.window_rows) * shape.outer_pitch);
   return plan;
 }
