@@ -8,8 +8,7 @@
 namespace conv1d_ext::cuda {
 
 constexpr int kWarps = kThreads / 32;
-// Of kernels that take little more than an element at a time, which memory limits: half of all the threads there can
-// be.
+// Of kernels that take little more than an element at a time, which memory limits: half of a multiprocessor's threads.
 constexpr int kPlainBlocksPerSm = 4;
 template <class T>
 constexpr bool kIs16Bit = sizeof(T) == 2;
