@@ -83,7 +83,7 @@ def test_matches_oracle(case: Case, type: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("type", TYPES[:4])  # float16 has bfloat16's kernels
 @pytest.mark.parametrize("case", NONEMPTY, ids=str)
 def test_matches_oracle_by_every_kernel(case: Case, type: str, choice: Choice) -> None:
     operands = operands_of(type, case)

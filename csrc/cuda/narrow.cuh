@@ -180,9 +180,9 @@ __global__ void __launch_bounds__(kThreads, kNarrowOuterBlocksPerSm) multiply_ou
   for (int64_t block = block_index(); block < plan.blocks; block += block_count()) {
     int64_t rest = block;
     const int64_t tap0 = rest % tap_blocks * kNarrowTaps;
-    rest = rest / tap_blocks;
+    rest /= tap_blocks;
     const int64_t channel = rest % o.channels;
-    rest = rest / o.channels;
+    rest /= o.channels;
     const int64_t out_channel = rest % out_channels, split = rest / out_channels;
     const int64_t in_channel = out_channel / o.rows * o.channels + channel;
     Sum sum[kNarrowTaps] = {};

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
     int64_t rest = block / plan.row_tiles;
     const int64_t row0 = (block - rest * plan.row_tiles) * kRows;
     int64_t column_tile = rest;
-    rest = rest / plan.column_tiles;
+    rest /= plan.column_tiles;
     column_tile -= rest * plan.column_tiles;
     const int64_t split = rest / o.groups, group = rest - split * o.groups;
     const int64_t first_step = plan.steps * split / plan.splits;

@@ -22,16 +22,16 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_weights(
     int64_t channel = rest % kChannels;
     rest /= kChannels;
     const int64_t row = rest % rows;
-    rest = rest / rows;
+    rest /= rows;
     channel += rest % plan.channel_blocks * kChannels;
-    rest = rest / plan.channel_blocks;
+    rest /= plan.channel_blocks;
     int64_t tap = rest % plan.packed_taps;
     const int64_t group = rest / plan.packed_taps;
     T value{};
     if (row < c.rows && channel < channels) {
       if (unfold) {
         tap = channel % c.kernel_size;
-        channel = channel / c.kernel_size;
+        channel /= c.kernel_size;
       }
       value = weight.load(group * view.group + row * view.row + channel * view.channel + tap * view.tap);
     }
