@@ -161,6 +161,17 @@ def test_few_blocks_do_the_work_of_many(type: str, choice: Choice) -> None:
 
 
 @pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("case", NONEMPTY[3::12], ids=str)
+def test_sums_have_one_order_in_all_tiles(case: Case, type: str) -> None:
+    """The batch has a say in the choice of tile and staging, so these must not show in an item's bits."""
+    choices = [Choice("matrix", tile, staging) for tile in ("small", "large") for staging in ("window", "gather")]
+    operands = operands_of(type, case)
+    for op in OPS[:2]:
+        first, *others = (emulate(op, type, case, operands, choice=choice) for choice in choices)
+        assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("case", NONEMPTY[::4], ids=str)
 def test_results_do_not_depend_on_the_device(case: Case, type: str) -> None:
     operands = operands_of(type, case)

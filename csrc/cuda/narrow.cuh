@@ -9,8 +9,8 @@
 namespace conv1d_ext::cuda {
 
 // Loads of a thread that are on their way at a time, and blocks: together 15 KiB of float32 for each multiprocessor, as
-// much as an H100's memory delivers in the 600 ns that it may take to answer. double has 20 KiB with two blocks, for
-// which it has the registers, and so have the eight sums of the weight's gradient.
+// much as an H100's memory delivers in 600 ns (3.35 TB/s for 132 of them). double has 20 KiB with two blocks; the eight
+// sums of the weight's gradient leave registers for two.
 constexpr int kNarrowLoads = 5;
 template <class Sum>
 constexpr int kNarrowBlocksPerSm = sizeof(Sum) == sizeof(double) ? 2 : 3;

@@ -35,6 +35,14 @@ bool has_vectors(const TensorStrides& strides, int64_t channels, int element_byt
          reinterpret_cast<uintptr_t>(data) % 16 == 0;
 }
 
+// What is wished for where it can be had.
+Staging choose(Choice::Staging wish, Staging best, bool can_window, bool can_unfold) {
+  if (wish == Choice::Staging::kAny) return best;
+  if (wish == Choice::Staging::kWindow && can_window) return Staging::kWindow;
+  if (wish == Choice::Staging::kUnfold && can_unfold) return Staging::kUnfold;
+  return Staging::kGather;
+}
+
 // Rows that `taps` taps share.
 int64_t window_rows(int64_t columns, int64_t step, int64_t taps, int64_t distance) {
   return (columns - 1) * step + (taps - 1) * distance + 1;
@@ -71,22 +79,10 @@ CorrelatePlan plan_correlation(
   const bool can_unfold = !c.is_backward && c.kernel_size > 1 && unfolded < INT32_MAX / 2;
   const bool unfold_saves =
       can_unfold && 4 * ceil_div(unfolded, row_channels) <= 3 * ceil_div(c.channels, row_channels) * c.kernel_size;
-  switch (wish) {
-    case Choice::Staging::kAny:
-      plan.staging = unfold_saves                      ? Staging::kUnfold
-                     : window_reads_less && few_wasted ? Staging::kWindow
-                                                       : Staging::kGather;
-      break;
-    case Choice::Staging::kWindow:
-      plan.staging = can_window ? Staging::kWindow : Staging::kGather;
-      break;
-    case Choice::Staging::kGather:
-      plan.staging = Staging::kGather;
-      break;
-    case Choice::Staging::kUnfold:
-      plan.staging = can_unfold ? Staging::kUnfold : Staging::kGather;
-      break;
-  }
+  const Staging best = unfold_saves                      ? Staging::kUnfold
+                       : window_reads_less && few_wasted ? Staging::kWindow
+                                                         : Staging::kGather;
+  plan.staging = choose(wish, best, can_window, can_unfold);
   const bool in_windows = plan.staging == Staging::kWindow, unfold = plan.staging == Staging::kUnfold;
   plan.vectors = !unfold && has_vectors(c.signal.strides, c.channels, shape.element_bytes, signal);
   plan.tap_block = in_windows ? static_cast<int>(tap_block) : 1;
@@ -126,20 +122,8 @@ OuterPlan plan_outer(
       can_window && double(window_tiles) * window_steps <= kWaste * double(gather_tiles) * flat_steps;
   const bool can_unfold = o.kernel_size > 1 && o.channels * o.kernel_size < INT32_MAX / 2;
   const bool unfold_saves = can_unfold && 4 * unfold_blocks <= 3 * channel_blocks * o.kernel_size;
-  switch (wish) {
-    case Choice::Staging::kAny:
-      plan.staging = unfold_saves ? Staging::kUnfold : window_is_better ? Staging::kWindow : Staging::kGather;
-      break;
-    case Choice::Staging::kWindow:
-      plan.staging = can_window ? Staging::kWindow : Staging::kGather;
-      break;
-    case Choice::Staging::kGather:
-      plan.staging = Staging::kGather;
-      break;
-    case Choice::Staging::kUnfold:
-      plan.staging = can_unfold ? Staging::kUnfold : Staging::kGather;
-      break;
-  }
+  const Staging best = unfold_saves ? Staging::kUnfold : window_is_better ? Staging::kWindow : Staging::kGather;
+  plan.staging = choose(wish, best, can_window, can_unfold);
   const bool windows = plan.staging == Staging::kWindow, unfold = plan.staging == Staging::kUnfold;
   plan.grad_vectors = has_vectors(o.grad, o.rows, shape.element_bytes, grad);
   plan.signal_vectors = !unfold && has_vectors(o.signal.strides, o.channels, shape.element_bytes, signal);
@@ -183,7 +167,6 @@ NarrowPlan plan_narrow(const Correlation& c, int sum_bytes) {
   const int64_t window = window_rows(tile, step, tap_block, distance(c)) + ahead;
   plan.window = room >= 0 ? static_cast<int>(ceil_div(window, 4) * 4) : 0;
   plan.tiles = ceil_div(columns, tile);
-  plan.splits = 1;
   plan.blocks = ceil_div(residues(c) * plan.tiles * c.batch * c.groups * c.rows, lines);
   plan.shared_bytes = static_cast<int>(lines * (std::max<int64_t>(plan.window, tile) + plan.tap_block) * sum_bytes);
   return plan;

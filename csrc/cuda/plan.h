@@ -85,7 +85,8 @@ struct NarrowPlan {
   int window;        // positions that a line has in shared memory; 0: read from global memory
   int tap_block, most_taps;
   bool slides;  // step and distance 1: numbers stay in registers from tap to tap
-  int64_t tiles, splits, blocks;
+  int64_t tiles, blocks;
+  int64_t splits;  // of backward_weight
   int shared_bytes;
 };
 constexpr int kNarrowOutputs = 4;  // of a thread
