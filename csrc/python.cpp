@@ -287,6 +287,8 @@ py::dict plan(
   fields["pack_weight"] = plan.pack_weight == PackWeight::kAll     ? "all"
                           : plan.pack_weight == PackWeight::kTiles ? "tiles"
                                                                    : "no";
+  fields["pass_tiles"] = plan.pass_tiles;
+  fields["in_place"] = plan.in_place;
   fields["direct"] = plan.direct;
   fields["reduction_chunks"] = plan.reduction_chunks;
   fields["units"] = plan.units;

@@ -87,6 +87,31 @@ def test_float_results_need_no_scratch_copy() -> None:
     assert not plan("conv1d", "dense", "bfloat16")["direct"]
 
 
+def test_rows_used_a_few_times_are_read_where_they_lie() -> None:
+    pointwise = {"batch": 1, "in_channels": 64, "out_channels": 64, "kernel_size": 1}
+    assert _C.plan("conv1d", "float32", **pointwise, in_length=16_000)["in_place"]
+    assert _C.plan("conv1d_backward_input", "float64", **pointwise, in_length=16_000)["in_place"]
+    assert not _C.plan("conv1d", "float32", **pointwise, in_length=16_000, stride=2)["in_place"]
+    assert not _C.plan("conv1d", "bfloat16", **pointwise, in_length=16_000)["in_place"]
+    assert not plan("conv1d", "many channels")["in_place"]
+
+
+def test_rows_that_share_cache_sets_are_copied() -> None:
+    shape = {"batch": 1, "in_channels": 512, "out_channels": 64, "kernel_size": 1}
+    assert _C.plan("conv1d", "float32", **shape, in_length=16_380)["in_place"]
+    assert not _C.plan("conv1d", "float32", **shape, in_length=16_384)["in_place"]
+
+
+@pytest.mark.parametrize("op", OPS[:2])
+def test_large_weights_of_a_batch_of_short_sequences_are_packed_in_passes(op: str) -> None:
+    shape = {"in_channels": 768, "out_channels": 768, "kernel_size": 3, "in_length": 128}
+    batch, single = (_C.plan(op, "float32", batch=n, **shape) for n in (8, 1))
+    assert batch["pack_weight"] == "all"
+    assert batch["packed_bytes"] <= 3 << 20
+    assert 1 < math.ceil(768 / 8 / batch["pass_tiles"]) <= 3
+    assert single["pack_weight"] == "tiles"
+
+
 def test_short_sequences_share_a_panel() -> None:
     shape = {"in_channels": 64, "out_channels": 64, "kernel_size": 3, "in_length": 20}
     assert _C.plan("conv1d", "float32", batch=100, **shape)["batch_block"] > 1

@@ -57,6 +57,12 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     }
   }
 
+  // Whether a block's rows are read where they lie, for all taps.
+  bool in_place(const Block& block) const {
+    return plan.in_place && block.j0 + lowest_offset(taps_per_class) >= 0 &&
+           block.j1 + classes.offset(0) <= problem.out_length;
+  }
+
   // Rows of a segment, in balanced tiles.
   int64_t rows_of(const Segment& segment) const { return in_per_group * segment.classes(); }
   int64_t tiles_of(const Segment& segment) const { return ceil_div(rows_of(segment), kTileRows); }
@@ -77,10 +83,17 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     return tile;
   }
 
-  // The packed weights are [group][segment][tile][out_channel][tap][row], with room behind each tile for what
-  // pack_weight writes too much.
+  // The packed weights are [group][segment][tile][out_channel][tap][row], those of the pass, with room behind each tile
+  // for what pack_weight writes too much.
   int64_t packed_offset(int64_t group, const Segment& segment, int64_t tile) const {
-    int64_t offset = group * (plan.packed_bytes / int64_t{sizeof(T)} / problem.groups);
+    int64_t first = 0;
+    for_segments(args.first_tile, args.first_tile + 1, [&](const Segment& of_first, int64_t index, int64_t) {
+      first = offset_in_group(of_first, index);
+    });
+    return group * (plan.packed_bytes / int64_t{sizeof(T)} / problem.groups) + offset_in_group(segment, tile) - first;
+  }
+  int64_t offset_in_group(const Segment& segment, int64_t tile) const {
+    int64_t offset = 0;
     for (int64_t first = 0; first < segment.begin;) {
       const Segment before = classes.segment_from(first);
       offset += rows_of(before) * classes.taps(first) * out_per_group + tiles_of(before) * kPackSlack;
@@ -104,9 +117,6 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
         min_of(oc1 * kPair<Storage>, out_per_group) - channel, problem.weight.out_channel, m1 - m0,
         plan.panel_phases * problem.weight.tap};
     const int64_t segment_taps = classes.taps(segment.begin);
-    const T* all_packed = plan.pack_weight == PackWeight::kAll
-                              ? static_cast<const T*>(args.packed_weight) + packed_offset(block.group, segment, 0)
-                              : nullptr;
     const int64_t packed_tile = kTileRows * steps.channels * steps.taps + kPackSlack;
     const T zeros[kTileRows] = {};
     Sums<T> sums;
@@ -114,7 +124,8 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     sums.taps = steps.taps;
     sums.part_channels = plan.part_channels;
     sums.a_channel = steps.channel_stride;
-    sums.b_channel = plan.panel_width;
+    const bool in_place = this->in_place(block);
+    sums.b_channel = in_place ? problem.output.channel : plan.panel_width;
     this->set_steps(
         plan, sums.channels, sums.taps, sums.b_channel, sums.a_channel,
         [&](int64_t m) { return -m * plan.phase_shift; }, [&](int64_t m) { return m * steps.tap_stride; });
@@ -122,6 +133,12 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     tile.a_step = weight_step;
     tile.b = panel + classes.offset(segment.begin) - m0 * plan.phase_shift -
              lowest_offset(min_of(m0 + plan.tap_block, taps_per_class));
+    tile.exact = in_place;
+    if constexpr (kStoredAsComputed<Storage>) {
+      if (in_place) {
+        tile.b = grad_row(block.group, block.n0, oc0).data + block.j0 + classes.offset(0) - m0 * plan.phase_shift;
+      }
+    }
     tile.b_step = panel_step;
     tile.init = oc0 == 0 && m0 == 0 ? zeros : nullptr;
     tile.columns = block.columns;
@@ -134,6 +151,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
       }
       for (int64_t i = 0; i < count; ++i) {
         const int64_t row = first_row(segment, some + i), rows = weights[i].rows;
+        this->prefetch_ahead(&tile, in_place, some + i - tile0, tile1 - tile0, block.columns);
         tile.a_row = weights[i].row_offset;
         tile.c_row = round_up(block.columns, Vec<T>::kLanes);
         tile.c = results + (row - first_row(segment, tile0)) * tile.c_row;
@@ -149,9 +167,10 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
             run_sums<T, false, kPair<Storage>>(sums, rows);
           }
         } else {
-          tile.a = all_packed == nullptr ? packed_weight + i * packed_tile
-                                         : all_packed + row * segment_taps * out_per_group + (some + i) * kPackSlack +
-                                               (oc0 * segment_taps + m0) * rows;
+          tile.a = plan.pack_weight == PackWeight::kTiles
+                       ? packed_weight + i * packed_tile
+                       : static_cast<const T*>(args.packed_weight) + packed_offset(block.group, segment, some + i) +
+                             (oc0 * segment_taps + m0) * rows;
           run_sums<T, true, kPair<Storage>>(sums, rows);
         }
       }
@@ -254,7 +273,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
         const int64_t oc_end = min_of(oc + plan.channel_block, panel_channels);
         for (int64_t m = 0; m < taps; m += plan.tap_block) {
           const int64_t m_end = min_of(m + plan.tap_block, taps_per_class);
-          if (!whole_panel()) fill_panel(block, oc, oc_end, m, m_end);
+          if (!whole_panel() && !in_place(block)) fill_panel(block, oc, oc_end, m, m_end);
           run(block, segment, tile, tile_end, oc, oc_end, m, min_of(m_end, taps));
         }
       }
@@ -277,7 +296,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
 
   bool whole_panel() const { return plan.channel_block >= panel_channels && plan.tap_block >= taps_per_class; }
   void fill_whole_panel(const Block& block) {
-    if (whole_panel()) fill_panel(block, 0, panel_channels, 0, taps_per_class);
+    if (whole_panel() && !in_place(block)) fill_panel(block, 0, panel_channels, 0, taps_per_class);
   }
 
   Storage* input_row(const Block& block, int64_t n, int64_t ic) const {
@@ -286,7 +305,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   }
 };
 
-// Work units: [group][tile of rows].
+// Work units: [group][tile of rows], the tiles of the pass.
 template <class Storage>
 void pack_backward_input(
     const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, int64_t begin, int64_t end) {
@@ -294,7 +313,7 @@ void pack_backward_input(
   using Kernel = BackwardInputPanel<Storage>;
   const Kernel kernel(problem, plan, args, nullptr);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t group = unit / plan.out_tiles, index = unit % plan.out_tiles;
+    const int64_t group = unit / args.tile_count, index = args.first_tile + unit % args.tile_count;
     kernel.for_segments(index, index + 1, [&](const typename Kernel::Segment& segment, int64_t tile, int64_t) {
       const WeightTile weights = kernel.weight_tile(segment, tile);
       pack_weight(
@@ -306,7 +325,7 @@ void pack_backward_input(
   }
 }
 
-// Work units: [batch block][group][position block][tile of rows].
+// Work units: [batch block][group][position block][tile of rows], the tiles of the pass.
 template <class Storage>
 void backward_input_panel(
     const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* scratch, int64_t begin,
@@ -315,8 +334,8 @@ void backward_input_panel(
   Kernel kernel(problem, plan, args, scratch);
   const int64_t positions = ceil_div(problem.in_length, problem.stride);
   for (int64_t unit = begin; unit < end;) {
-    const int64_t index = unit / plan.out_tiles, tile0 = unit % plan.out_tiles;
-    const int64_t tile1 = min_of(plan.out_tiles, tile0 + end - unit);
+    const int64_t index = unit / args.tile_count, tile0 = args.first_tile + unit % args.tile_count;
+    const int64_t tile1 = min_of(args.first_tile + args.tile_count, tile0 + end - unit);
     const int64_t batch_index = index / plan.position_blocks / problem.groups;
     typename Kernel::Block block;
     block.n0 = batch_index * plan.batch_block;

@@ -125,7 +125,7 @@ struct BackwardWeightPanel {
       }
     }
     const T zeros[kTileRows] = {};
-    Tile<T> tile;
+    Tile<T> tile{};
     tile.a = first_row;
     tile.c_row = block.columns;
     // Those columns and steps of grad that a tile reads stay in the L1 cache for all rows.

@@ -126,24 +126,40 @@ void for_units(Kernel kernel, const Conv1dProblem& problem, const Plan& plan, co
   });
 }
 
-// Packs all weights where the plan says so, into the memory returned.
-template <class Kernel, class Args>
-at::DataPtr pack_weights(Kernel kernel, const Conv1dProblem& problem, const Plan& plan, Args* args) {
+// Memory for packed weights, which args point to.
+template <class Args>
+at::DataPtr packed_memory(const Plan& plan, Args* args) {
   at::DataPtr packed;
   if (plan.packed_bytes > 0) {
     packed = allocate(plan.packed_bytes);
     args->packed_weight = packed.get();
-    for_ranges(problem.groups * plan.out_tiles, plan.packed_bytes, [&](int64_t begin, int64_t end) {
-      kernel(problem, plan, *args, begin, end);
-    });
   }
   return packed;
 }
 
+// Sets out on the pass that begins with a tile: packs its weights, where the plan says so.
+template <class Kernel, class Args>
+void begin_pass(Kernel pack, const Conv1dProblem& problem, const Plan& plan, Args* args, int64_t first_tile) {
+  args->first_tile = first_tile;
+  args->tile_count = std::min(plan.pass_tiles, plan.out_tiles - first_tile);
+  if (plan.packed_bytes == 0) return;
+  for_ranges(problem.groups * args->tile_count, plan.packed_bytes, [&](int64_t begin, int64_t end) {
+    pack(problem, plan, *args, begin, end);
+  });
+}
+
+template <class Pack, class Kernel, class Args>
+void run_passes(Pack pack, Kernel kernel, const Conv1dProblem& problem, const Plan& plan, Args* args) {
+  for (int64_t tile = 0; tile < plan.out_tiles; tile += plan.pass_tiles) {
+    begin_pass(pack, problem, plan, args, tile);
+    for_units(kernel, problem, plan, *args, plan.units / plan.out_tiles * args->tile_count);
+  }
+}
+
 void run_direct(const Kernels& kernels, const Conv1dProblem& problem, ForwardArgs args) {
   const Plan plan = plans_for<Op::kForward>(problem, kernels).direct;
-  const at::DataPtr packed = pack_weights(kernels.run.pack_forward, problem, plan, &args);
-  for_units(kernels.run.forward, problem, plan, args, plan.units);
+  const at::DataPtr packed = packed_memory(plan, &args);
+  run_passes(kernels.run.pack_forward, kernels.run.forward, problem, plan, &args);
 }
 
 // The padding's share of the gradient, where the padding repeats the input.
@@ -159,8 +175,8 @@ void add_edges(const Kernels& kernels, const Conv1dProblem& problem, const Plan&
 
 void run_direct(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs args) {
   const Plan plan = plans_for<Op::kBackwardInput>(problem, kernels).direct;
-  const at::DataPtr packed = pack_weights(kernels.run.pack_backward_input, problem, plan, &args);
-  for_units(kernels.run.backward_input, problem, plan, args, plan.units);
+  const at::DataPtr packed = packed_memory(plan, &args);
+  run_passes(kernels.run.pack_backward_input, kernels.run.backward_input, problem, plan, &args);
   add_edges(kernels, problem, plan, args);
 }
 
@@ -301,7 +317,8 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs
   const std::vector<uint8_t> alarms = run_transformed(
       Op::kBackwardInput, kernels, problem, plans, {args.grad_output, args.weight, nullptr, args.grad_input});
   if (plans.direct.edge_units > 0) {
-    const at::DataPtr packed = pack_weights(kernels.run.pack_backward_input, problem, plans.direct, &args);
+    const at::DataPtr packed = packed_memory(plans.direct, &args);
+    begin_pass(kernels.run.pack_backward_input, problem, plans.direct, &args, 0);
     add_edges(kernels, problem, plans.direct, args);
   }
   mend_items(kernels, problem, alarms, [&](int64_t n) {

@@ -72,6 +72,12 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     }
   }
 
+  // Whether a block's rows are read where they lie, for all taps.
+  bool in_place(const Block& block) const {
+    const int64_t start = block.t0 - problem.padding_left, halo = (problem.kernel_size - 1) * problem.dilation;
+    return plan.in_place && start >= 0 && start + block.t1 - block.t0 + halo <= problem.in_length;
+  }
+
   // The first output channel of a tile, in its group.
   int64_t first_row(int64_t tile) const { return part_begin(out_per_group, plan.out_tiles, tile); }
 
@@ -82,11 +88,12 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     return tile;
   }
 
-  // The packed weights are [group][tile][in_channel][tap][row], with room behind each tile for what pack_weight writes
-  // too much.
+  // The packed weights are [group][tile of the pass][in_channel][tap][row], with room behind each tile for what
+  // pack_weight writes too much.
   int64_t packed_offset(int64_t group, int64_t tile) const {
     return group * (plan.packed_bytes / int64_t{sizeof(T)} / problem.groups) +
-           first_row(tile) * in_per_group * problem.kernel_size + tile * kPackSlack;
+           (first_row(tile) - first_row(args.first_tile)) * in_per_group * problem.kernel_size +
+           (tile - args.first_tile) * kPackSlack;
   }
 
   // Adds taps [k0, k1) of channels [ic0, ic1) of the panel to the output channels of tiles [tile0, tile1).
@@ -100,14 +107,22 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     sums.taps = k1 - k0;
     sums.part_channels = plan.part_channels;
     sums.a_channel = problem.weight.in_channel;
-    sums.b_channel = plan.panel_phases * plan.panel_width;
+    const bool in_place = this->in_place(block);
+    const int64_t phases = in_place ? 1 : plan.panel_phases, shift = in_place ? problem.dilation : plan.phase_shift;
+    sums.b_channel = in_place ? problem.input.channel : plan.panel_phases * plan.panel_width;
     this->set_steps(
         plan, sums.channels, sums.taps, sums.b_channel, sums.a_channel,
-        [&](int64_t k) { return k % plan.panel_phases * plan.panel_width + k / plan.panel_phases * plan.phase_shift; },
+        [&](int64_t k) { return k % phases * plan.panel_width + k / phases * shift; },
         [&](int64_t k) { return k * problem.weight.tap; });
     Tile<T>& tile = sums.tile;
     tile.a_step = weight_step;
     tile.b = panel;
+    tile.exact = in_place;
+    if constexpr (kStoredAsComputed<Storage>) {
+      if (in_place) {
+        tile.b = input_row(block.group, block.n0, ic0).data + block.t0 - problem.padding_left + k0 * problem.dilation;
+      }
+    }
     tile.b_step = panel_step;
     tile.init = first ? init : nullptr;
     tile.columns = block.columns;
@@ -115,6 +130,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
       const WeightTile weights = weight_tile(i);
       const int64_t row = first_row(i);
       for (int64_t r = 0; r < weights.rows && first; ++r) init[r] = bias(block.group * out_per_group + row + r);
+      this->prefetch_ahead(&tile, in_place, i - tile0, tile1 - tile0, block.columns);
       tile.a_row = weights.row_offset;
       tile.c_row = round_up(block.columns, Vec<T>::kLanes);
       tile.c = results + (row - first_row(tile0)) * tile.c_row;
@@ -158,7 +174,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
   // The output channels of tiles [tile0, tile1) of a block.
   void compute(const Block& block, int64_t tile0, int64_t tile1) {
     const bool whole_panel = plan.channel_block >= panel_channels && plan.tap_block >= problem.kernel_size;
-    if (whole_panel) fill_panel(block, 0, panel_channels, 0, problem.kernel_size);
+    if (whole_panel && !in_place(block)) fill_panel(block, 0, panel_channels, 0, problem.kernel_size);
     const int64_t step = plan.direct ? tile1 - tile0 : ceil_div(plan.out_block, kTileRows);
     for (int64_t tile = tile0; tile < tile1; tile += step) {
       const int64_t tile_end = min_of(tile + step, tile1);
@@ -166,7 +182,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
         const int64_t ic_end = min_of(ic + plan.channel_block, panel_channels);
         for (int64_t k = 0; k < problem.kernel_size; k += plan.tap_block) {
           const int64_t k_end = min_of(k + plan.tap_block, problem.kernel_size);
-          if (!whole_panel) fill_panel(block, ic, ic_end, k, k_end);
+          if (!whole_panel && !in_place(block)) fill_panel(block, ic, ic_end, k, k_end);
           run(block, tile, tile_end, ic, ic_end, k, k_end);
         }
       }
@@ -186,13 +202,13 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
   }
 };
 
-// Work units: [group][tile of output channels].
+// Work units: [group][tile of output channels], the tiles of the pass.
 template <class Storage>
 void pack_forward(const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, int64_t begin, int64_t end) {
   using T = Acc<Storage>;
   const ForwardPanel<Storage> kernel(problem, plan, args, nullptr);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t group = unit / plan.out_tiles, tile = unit % plan.out_tiles;
+    const int64_t group = unit / args.tile_count, tile = args.first_tile + unit % args.tile_count;
     const WeightTile weights = kernel.weight_tile(tile);
     pack_weight(
         kernel.group_weight(group), &weights, 1,
@@ -201,16 +217,16 @@ void pack_forward(const Conv1dProblem& problem, const Plan& plan, const ForwardA
   }
 }
 
-// Work units: [batch block][group][position block][tile of output channels]. Units of one block of outputs follow each
-// other, so that a thread fills a panel once for all of its tiles.
+// Work units: [batch block][group][position block][tile of output channels], the tiles of the pass. Units of one block
+// of outputs follow each other, so that a thread fills a panel once for all of its tiles.
 template <class Storage>
 void forward_panel(
     const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, void* scratch, int64_t begin,
     int64_t end) {
   ForwardPanel<Storage> kernel(problem, plan, args, scratch);
   for (int64_t unit = begin; unit < end;) {
-    const int64_t index = unit / plan.out_tiles, tile0 = unit % plan.out_tiles;
-    const int64_t tile1 = min_of(plan.out_tiles, tile0 + end - unit);
+    const int64_t index = unit / args.tile_count, tile0 = args.first_tile + unit % args.tile_count;
+    const int64_t tile1 = min_of(args.first_tile + args.tile_count, tile0 + end - unit);
     const int64_t batch_index = index / plan.position_blocks / problem.groups;
     typename ForwardPanel<Storage>::Block block;
     block.n0 = batch_index * plan.batch_block;

@@ -16,13 +16,17 @@ struct ForwardArgs {
   const void* bias;  // may be null
   void* output;
   void* packed_weight;  // plan.packed_bytes, shared by all threads; null where there are none
+
+  int64_t first_tile = 0,
+          tile_count = 0;  // what this pass is for: tiles of rows of each group, plan.pass_tiles at most
 };
 
 struct BackwardInputArgs {
   const void* grad_output;
   const void* weight;
   void* grad_input;
-  void* packed_weight;  // as in ForwardArgs
+  void* packed_weight;                     // as in ForwardArgs
+  int64_t first_tile = 0, tile_count = 0;  // as in ForwardArgs
 };
 
 struct BackwardWeightArgs {
@@ -87,10 +91,11 @@ struct ToomCookKernels {
 struct KernelSet {
   ElementSizes sizes;
 
-  // First passes, where plan.packed_bytes > 0: fill packed_weight. Work units: groups * plan.out_tiles.
+  // Where plan.packed_bytes > 0, before each pass: fill packed_weight. Work units: groups * tile_count.
   void (*pack_forward)(const Conv1dProblem&, const Plan&, const ForwardArgs&, int64_t begin, int64_t end);
   void (*pack_backward_input)(const Conv1dProblem&, const Plan&, const BackwardInputArgs&, int64_t begin, int64_t end);
 
+  // Work units of a pass: those of the plan for each of its tiles, plan.units / plan.out_tiles * tile_count.
   void (*forward)(const Conv1dProblem&, const Plan&, const ForwardArgs&, void* scratch, int64_t begin, int64_t end);
   void (*backward_input)(
       const Conv1dProblem&, const Plan&, const BackwardInputArgs&, void* scratch, int64_t begin, int64_t end);

@@ -20,6 +20,10 @@ constexpr int64_t kColumnTiles = 12;
 // each row costs a page walk: copies of 32 rows ran at 7, 9, 12 and 24 GB/s in runs of 192, 384, 768 and 1536 floats.
 constexpr int64_t kLongestRun = 2048;
 
+// Multiplications of a panel's element, in tiles of rows, from which on the panel costs nothing that matters: 2 % of
+// the time at 192.
+constexpr int64_t kPanelUses = 256;
+
 // Positions of a row that are one work unit of a depthwise layer: 16 KB of floats.
 constexpr int64_t kDepthwiseBlock = 4096;
 
@@ -120,9 +124,29 @@ struct Planner {
     plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width + 64;
   }
 
-  // What the forward and the input gradient have in common: weights, results and work units over tiles of rows.
+  // Whether rows of the input (or grad_output) are better read where they lie than from a panel, and then, in blocks of
+  // how many positions.
+  void read_in_place(
+      Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t pitch, int64_t position_stride,
+      bool all_packed) const {
+    // A panel is a copy, one load and one store for the multiplications of all tiles of rows and taps; but it lies
+    // together in the cache, where rows at a multiple of 4096 bytes share a few sets.
+    const int64_t uses = ceil_div(rows, tile.rows) * p.kernel_size;
+    const int64_t clash = channels * std::gcd(pitch * sizes.storage, cache.l2 / 16);
+    plan.in_place = p.stride == 1 && same_type && position_stride == 1 && plan.batch_block == 1 && uses <= kPanelUses &&
+                    clash <= 4 * cache.l2;
+    if (!plan.in_place || !all_packed) return;
+    // The block, and the next one, in a quarter of the L2 cache.
+    const int64_t limit = std::clamp(panel_budget / 4 / channels, 2 * tile_columns, kLongestRun);
+    plan.position_block = std::min(plan.position_block, balanced_block(length, limit, tile.lanes));
+    plan.position_blocks = ceil_div(length, plan.position_block);
+  }
+
+  // What the forward and the input gradient have in common: weights, results and work units over tiles of rows, of sums
+  // of `products` at most.
   void rows_and_units(
-      Plan& plan, int64_t rows, int64_t tiles, int64_t result_position_stride, int64_t stride, bool all_packed) const {
+      Plan& plan, int64_t rows, int64_t tiles, int64_t products, int64_t result_position_stride, int64_t stride,
+      bool all_packed) const {
     plan.algorithm = Algorithm::kPanel;
     plan.reduction_chunks = 1;
     plan.partial_bytes = 0;
@@ -139,6 +163,11 @@ struct Planner {
                                                                                  : PackWeight::kNo;
     const int64_t group_weights = out_per_group * in_per_group * p.kernel_size + plan.out_tiles * kPackSlack;
     plan.packed_bytes = all_packed ? p.groups * group_weights * sizes.accumulate : 0;
+    plan.pass_tiles = tiles;
+    if (all_packed && !fit_together()) {
+      plan.pass_tiles = balanced_block(tiles, kMostSharedBytes / tile_bytes(products), 1);
+      plan.packed_bytes = plan.pass_tiles * tile_bytes(products);
+    }
     plan.weight_elements =
         plan.pack_weight == PackWeight::kTiles
             ? plan.pack_tiles * (tile.rows * plan.channel_block * sizes.pair * plan.tap_block + kPackSlack)
@@ -160,7 +189,7 @@ struct Planner {
     plan.position_block = balanced_block(length, kDepthwiseBlock, tile.lanes);
     plan.position_blocks = ceil_div(length, plan.position_block);
     plan.tap_block = p.kernel_size;
-    plan.channel_block = plan.part_channels = plan.out_block = plan.out_tiles = 1;
+    plan.channel_block = plan.part_channels = plan.out_block = plan.out_tiles = plan.pass_tiles = 1;
     plan.panel_elements = plan.position_block + halo(p.kernel_size, 1, p.dilation) + tile.lanes;
     plan.result_elements = plan.position_block;
     plan.weight_elements = p.kernel_size;
@@ -189,16 +218,29 @@ struct Planner {
           row_per_tap ? p.kernel_size : phases, row_per_tap ? 0 : period_shift, 0, all_packed);
     };
     blocks(false);
-    const bool all_packed = may_pack_all(plan, out_per_group);
+    const int64_t products = in_per_group * p.kernel_size;
+    const bool all_packed = may_pack_all(plan, out_per_group, products);
     if (all_packed) blocks(true);
-    rows_and_units(plan, out_per_group, ceil_div(out_per_group, tile.rows), p.output.position, 1, all_packed);
+    read_in_place(plan, in_per_group, out_per_group, p.out_length, p.input.channel, p.input.position, all_packed);
+    rows_and_units(plan, out_per_group, ceil_div(out_per_group, tile.rows), products, p.output.position, 1, all_packed);
     return plan;
   }
 
+  // The packed weights of all groups, and those of one tile of sums of so many products.
+  bool fit_together() const {
+    return p.out_channels * in_per_group * p.kernel_size * sizes.accumulate <= kMostSharedBytes;
+  }
+  int64_t tile_bytes(int64_t products) const { return (tile.rows * products + kPackSlack) * sizes.accumulate; }
+
   // Packing all weights at once pays if `plan` would pack them for several panels, and must not take much memory.
-  bool may_pack_all(const Plan& plan, int64_t rows) const {
-    return rows > 1 && ceil_div(p.batch, plan.batch_block) * plan.position_blocks >= 3 &&
-           p.out_channels * in_per_group * p.kernel_size * sizes.accumulate <= kMostSharedBytes;
+  bool may_pack_all(const Plan& plan, int64_t rows, int64_t products) const {
+    if (rows == 1 || ceil_div(p.batch, plan.batch_block) * plan.position_blocks < 3) return false;
+    if (fit_together()) return true;
+    // More weights are packed in passes, which each fill all panels again. Batches of short sequences gain by it: 8
+    // times 768->768, k 3, L 128, would take a tenth of the time of an input gradient to pack. Longer sequences have
+    // long panels, of some of the channels.
+    return p.groups == 1 && p.padding_mode == PaddingMode::kZeros && plan.position_blocks == 1 &&
+           plan.position_block < kColumnTiles / 2 * tile_columns && 4 * tile_bytes(products) <= kMostSharedBytes;
   }
 
   Plan forward_columns() const {
@@ -214,6 +256,7 @@ struct Planner {
     plan.panel_width = row_width(plan.channel_block * p.kernel_size);
     plan.panel_elements = plan.position_block * plan.panel_width;
     plan.out_tiles = ceil_div(out_per_group, 24);  // a multiple of the tile of every instruction set
+    plan.pass_tiles = plan.out_tiles;
     plan.out_block = kColumnsOutBlock;
     plan.result_elements = plan.out_block * plan.position_block;
     plan.units = p.groups * plan.position_blocks * plan.out_tiles;
@@ -244,10 +287,11 @@ struct Planner {
           plan, ceil_div(out_per_group, sizes.pair), rows, positions, taps, 1, period_shift, spread, all_packed);
     };
     blocks(false);
-    const bool all_packed = may_pack_all(plan, rows);
+    const bool all_packed = may_pack_all(plan, rows, out_per_group * taps);
     if (all_packed) blocks(true);
     plan.panel_phases = period;
-    rows_and_units(plan, rows, tiles, p.input.position, p.stride, all_packed);
+    read_in_place(plan, out_per_group, rows, positions, p.output.channel, p.output.position, all_packed);
+    rows_and_units(plan, rows, tiles, out_per_group * taps, p.input.position, p.stride, all_packed);
     if (edges) {
       plan.edge_units = p.batch * p.groups;
       plan.result_elements += 2 * in_per_group;  // the sums of what is added to the first position and to the last

@@ -39,7 +39,7 @@ enum class Algorithm {
 enum class PackWeight {
   kNo,     // read where they are: by few tiles of columns
   kTiles,  // by each thread, a few tiles at a time, for every panel
-  kAll,    // once per call, all of them
+  kAll,    // once per call, all of them, or those of a pass
 };
 
 const char* algorithm_name(Algorithm algorithm);
@@ -59,6 +59,7 @@ struct Plan {
   int64_t item_pitch;      // elements from batch item to batch item in a row
   PackWeight pack_weight;
   int64_t pack_tiles;        // tiles whose weights are packed together
+  bool in_place;             // rows are read where they lie, not from a panel, where no padding comes in
   bool direct;               // sums are kept in the result itself, not in scratch memory
   int64_t reduction_block;   // backward_weight: positions between two visits of a sum, at most
   int64_t reduction_chunks;  // backward_weight: parts of the sum over batch and positions, summed up at the end
@@ -70,6 +71,7 @@ struct Plan {
   int64_t step_table;  // entries of each table of offsets: the most steps that a part of a sum has
 
   int64_t position_blocks, out_tiles;  // factors of `units`
+  int64_t pass_tiles;                  // of out_tiles, in one pass over all positions
   int64_t units;                       // of work, to be dealt to the threads in contiguous ranges
   int64_t edge_units;                  // of the second pass of backward_input
   int64_t scratch_bytes;               // per thread, all of the above and the tables of offsets

@@ -43,9 +43,12 @@ struct Tile {
   const T* a;
   const int64_t* a_row;
   const int64_t* a_step;
-  // b(step, column) = b[b_step[step] + column]; whole vectors are read.
+  // b(step, column) = b[b_step[step] + column]; whole vectors are read, unless `exact`.
   const T* b;
   const int64_t* b_step;
+  bool exact;
+  // Packed: with vector v of b, what lies `ahead` + v * ahead_vector behind its first is prefetched. 0: nothing new.
+  int64_t ahead, ahead_vector;
   int64_t steps;
   // c[row * c_row + column]; the sums are added to init[row], or to c where init is null.
   T* c;
@@ -54,8 +57,10 @@ struct Tile {
   int64_t columns;
 };
 
-template <class T, int kRows, int kVectors, bool kPacked, int kProducts>
+// kExact: of b, no more than the columns is read, which are one vector at most.
+template <class T, int kRows, int kVectors, bool kPacked, int kProducts, bool kExact = false>
 void run_tile(const Tile<T>& tile) {
+  static_assert(!kExact || kVectors == 1);
   constexpr int kLanes = Vec<T>::kLanes;
   const int64_t tail = tile.columns - (kVectors - 1) * kLanes;  // columns of the last vector, 1..kLanes
   Vec<T> acc[kRows][kVectors];
@@ -75,7 +80,10 @@ void run_tile(const Tile<T>& tile) {
     const int64_t a_index = kPacked ? 0 : tile.a_step[step];
     Vec<T> b_vector[kVectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) b_vector[v] = load(b + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) {
+      b_vector[v] = kExact ? load_partial(b, tail) : load(b + v * kLanes);
+      if (kPacked || kRows == 1) __builtin_prefetch(b + tile.ahead + v * tile.ahead_vector);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Vec<T> a = broadcast(kPacked ? a_packed[r] : a_row[r][a_index]);
@@ -113,7 +121,7 @@ void run_tile_of_width(const Tile<T>& tile, int64_t vectors) {
 template <class T, bool kPacked, int kProducts, int kRows>
 void run_row_tile(Tile<T> tile) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
-  const int64_t columns = tile.columns, vectors = ceil_div(columns, kLanes);
+  const int64_t columns = tile.columns, vectors = tile.exact ? columns / kLanes : ceil_div(columns, kLanes);
   const int64_t tiles = ceil_div(vectors, max_vectors(kRows));
   const Tile<T> first = tile;
   for (int64_t i = 0; i < tiles; ++i) {
@@ -122,6 +130,12 @@ void run_row_tile(Tile<T> tile) {
     tile.c = first.c + begin * kLanes;
     tile.columns = min_of(end * kLanes, columns) - begin * kLanes;
     run_tile_of_width<T, kPacked, kProducts, kRows, max_vectors(kRows)>(tile, end - begin);
+  }
+  if (vectors * kLanes < columns) {
+    tile.b = first.b + vectors * kLanes;
+    tile.c = first.c + vectors * kLanes;
+    tile.columns = columns - vectors * kLanes;
+    run_tile<T, kRows, 1, kPacked, kProducts, true>(tile);
   }
 }
 
@@ -136,7 +150,7 @@ void run_rows(const Tile<T>& tile, int64_t rows) {
 // Sums over channels and taps, which may be more than the tables of `tile` have steps.
 template <class T>
 struct Sums {
-  Tile<T> tile;
+  Tile<T> tile{};
   int64_t channels, taps;
   int64_t part_channels;         // channels in one part of the sum
   int64_t a_channel, b_channel;  // from channel to channel; of a, where it isn't packed

@@ -360,7 +360,7 @@ class ToomCookConv {
       const Block& block, const RowTile& rows, T* to, int64_t channel0, int64_t channel1, const Fetch& fetch) const {
     const T zeros[kTileRows] = {};
     const T* weights = packed_weights(rows);
-    Tile<T> tile;
+    Tile<T> tile{};
     tile.a_row = tile.a_step = nullptr;  // weights are packed
     tile.b_step = b_step_;
     tile.c_row = kPlanes * plan_.sum_width;
@@ -521,7 +521,7 @@ class ToomCookConv {
       b_step_[step] = step * columns;
     }
     const T zeros[kTileRows] = {};
-    Tile<T> tile;
+    Tile<T> tile{};
     tile.c_row = columns;
     const int64_t vectors = columns / kLanes, column_tiles = ceil_div(vectors, max_vectors(kTileRows));
     const int64_t parts = ceil_div(steps, plan_.reduction_block), row_tiles = ceil_div(rows, kTileRows);

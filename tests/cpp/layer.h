@@ -96,14 +96,14 @@ class Layer {
   void forward(Fenced<T>& result, const Deal& deal) {
     const Plan plan = this->plan(Op::kForward);
     Fenced<Accumulator> packed(plan.packed_bytes / sizeof(Accumulator), flush);
-    const ForwardArgs args{
-        input.data(), weight.data(), p.accumulate ? nullptr : bias.data(), result.data(), packed.data()};
-    if (plan.packed_bytes > 0) {
-      pass(deal, p.groups * plan.out_tiles, packed, [&](int64_t begin, int64_t end) {
+    ForwardArgs args{input.data(), weight.data(), p.accumulate ? nullptr : bias.data(), result.data(), packed.data()};
+    for_passes(plan, &args, [&] {
+      pass(deal, plan.packed_bytes > 0 ? p.groups * args.tile_count : 0, packed, [&](int64_t begin, int64_t end) {
         kernels_.pack_forward(p, plan, args, begin, end);
       });
-    }
-    pass(deal, plan.units, result, with_scratch(kernels_.forward, plan, args));
+      const int64_t units = plan.units / plan.out_tiles * args.tile_count;
+      pass(deal, units, result, with_scratch(kernels_.forward, plan, args));
+    });
     fences_intact_ = fences_intact_ && packed.intact();
   }
 
@@ -113,13 +113,14 @@ class Layer {
     }
     const Plan plan = this->plan(Op::kBackwardInput);
     Fenced<Accumulator> packed(plan.packed_bytes / sizeof(Accumulator), flush);
-    const BackwardInputArgs args{output.data(), weight.data(), result.data(), packed.data()};
-    if (plan.packed_bytes > 0) {
-      pass(deal, p.groups * plan.out_tiles, packed, [&](int64_t begin, int64_t end) {
+    BackwardInputArgs args{output.data(), weight.data(), result.data(), packed.data()};
+    for_passes(plan, &args, [&] {
+      pass(deal, plan.packed_bytes > 0 ? p.groups * args.tile_count : 0, packed, [&](int64_t begin, int64_t end) {
         kernels_.pack_backward_input(p, plan, args, begin, end);
       });
-    }
-    pass(deal, plan.units, result, with_scratch(kernels_.backward_input, plan, args));
+      const int64_t units = plan.units / plan.out_tiles * args.tile_count;
+      pass(deal, units, result, with_scratch(kernels_.backward_input, plan, args));
+    });
     pass(deal, plan.edge_units, result, with_scratch(kernels_.backward_input_edges, plan, args));
     pass(deal, p.batch * p.in_channels, result, [&](int64_t begin, int64_t end) {
       kernels_.backward_input_ends(p, args, begin, end);
@@ -181,6 +182,14 @@ class Layer {
 
  private:
   using Accumulator = Acc<T>;
+
+  template <class Args, class Body>
+  static void for_passes(const Plan& plan, Args* args, const Body& body) {
+    for (args->first_tile = 0; args->first_tile < plan.out_tiles; args->first_tile += plan.pass_tiles) {
+      args->tile_count = std::min(plan.pass_tiles, plan.out_tiles - args->first_tile);
+      body();
+    }
+  }
 
   template <class U>
   static void pass(const Deal& deal, int64_t count, Fenced<U>& shared, const Units& units) {
