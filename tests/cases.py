@@ -189,6 +189,15 @@ CASES = [
     # Weight gradients added up in parts: of outer products (in small blocks), of dot products.
     Case(17, 3, 30, 8, 3),
     Case(2, 3, 1100, 3, 3, padding=(1, 1), groups=3),
+    # Depthwise rows in several blocks, read in place and by phase of the stride; taps in parts; strides with gaps.
+    Case(2, 3, 5000, 3, 5, padding=(8, 8), dilation=4, groups=3, padding_mode="circular"),
+    Case(2, 3, 2500, 3, 5, stride=2, padding=(2, 2), groups=3),
+    Case(1, 2, 700, 2, 300, padding=(150, 149), groups=2),
+    Case(2, 3, 130, 3, 7, stride=3, padding=(6, 3), dilation=2, groups=3, padding_mode="reflect"),
+    Case(1, 3, 61, 3, 4, stride=4, padding=(1, 3), dilation=2, groups=3),
+    Case(2, 3, 203, 3, 9, stride=4, padding=(4, 4), groups=3, bias=False),
+    Case(2, 3, 90, 3, 2, stride=9, groups=3),
+    Case(2, 3, 350, 12, 3, padding=(1, 1), groups=3),
     # Several panels, for which all weights are packed at once.
     Case(1, 5, 1900, 17, 3, padding=(1, 1)),
     Case(1, 9, 2600, 4, 5, stride=2),

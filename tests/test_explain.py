@@ -26,8 +26,8 @@ def test_counts_the_operations_that_torch_counts(capsys: pytest.CaptureFixture) 
     ("layer", "algorithms"),
     [
         (torch.nn.Conv1d(256, 256, 3, padding="same"), ["panel", "panel", "panel"]),
-        (torch.nn.Conv1d(256, 256, 4, padding=3, groups=256), ["depthwise", "depthwise", "dot"]),
-        (torch.nn.Conv1d(64, 64, 4, padding=3, groups=64, padding_mode="reflect"), ["depthwise", "panel", "dot"]),
+        (torch.nn.Conv1d(256, 256, 4, padding=3, groups=256), ["depthwise", "depthwise", "depthwise"]),
+        (torch.nn.Conv1d(64, 64, 4, padding=3, groups=64, padding_mode="reflect"), ["depthwise", "panel", "depthwise"]),
         (torch.nn.Conv1d(256, 256, 3, dtype=torch.complex64), ["panel", "panel", "panel"]),
     ],
     ids=["dense", "depthwise", "padding mode", "complex"],

@@ -11,6 +11,8 @@ PLANS = [
     "conv1d, columns, blocks of channels",
     "conv1d, depthwise",
     "conv1d_backward_input, depthwise",
+    "conv1d_backward_weight, depthwise, parts of the sum",
+    *(f"{op}, depthwise, phases" for op in ("conv1d", "conv1d_backward_input", "conv1d_backward_weight")),
     "conv1d_backward_weight, dot, parts of the sum",
     "conv1d_backward_weight, panel, several items",
     *(

@@ -21,6 +21,9 @@ LAYERS = {
     "long and dilated": (64, 64, 128, {"dilation": 512}),
     "many channels": (8192, 8192, 3, {}),
     "depthwise, far apart": (8, 8, 3, {"padding_left": 2 * 10**6, "groups": 8, "dilation": 10**6}),
+    "depthwise, strided": (64, 64, 9, {"padding_left": 4, "groups": 64, "stride": 4}),
+    "depthwise, strided, far apart": (8, 8, 3, {"groups": 8, "stride": 7, "dilation": 30_000}),
+    "depthwise, long": (4, 4, 6000, {"groups": 4, "stride": 3}),
 }
 
 
@@ -78,8 +81,34 @@ def test_order_of_sums_of_columns_does_not_depend_on_the_batch() -> None:
 
 
 def test_weight_gradients_of_few_output_channels_are_dot_products() -> None:
-    assert plan("conv1d_backward_weight", "depthwise")["algorithm"] == "dot"
+    assert plan("conv1d_backward_weight", "front end")["algorithm"] == "dot"
     assert plan("conv1d_backward_weight", "dense")["algorithm"] == "panel"
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("op", OPS)
+def test_depthwise_layers_need_no_panel(op: str, stride: int) -> None:
+    shape = {"batch": 1, "in_channels": 64, "out_channels": 64, "groups": 64, "kernel_size": 5, "in_length": 1000}
+    assert _C.plan(op, "float32", **shape, stride=stride)["algorithm"] == "depthwise"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_many_phases_of_a_depthwise_layer_are_transposed_to_a_panel(op: str) -> None:
+    shape = {"batch": 1, "in_channels": 64, "out_channels": 64, "groups": 64, "kernel_size": 32, "in_length": 1000}
+    assert _C.plan(op, "float32", **shape, stride=16)["algorithm"] != "depthwise"
+
+
+@pytest.mark.parametrize(("op", "stride", "most"), [("conv1d", 1, 2), ("conv1d", 2, 1), (OPS[2], 1, 4), (OPS[2], 2, 2)])
+def test_few_output_channels_of_each_input_channel_are_taken_one_by_one(op: str, stride: int, most: int) -> None:
+    shape = {"batch": 1, "in_channels": 64, "groups": 64, "kernel_size": 5, "in_length": 1000, "stride": stride}
+    algorithms = [_C.plan(op, "float32", **shape, out_channels=64 * n)["algorithm"] for n in (most, most + 1)]
+    assert algorithms[0] == "depthwise"
+    assert algorithms[1] != "depthwise"
+
+
+def test_few_channels_have_parts_of_the_sum_for_many_threads() -> None:
+    shape = {"batch": 8, "in_channels": 2, "out_channels": 2, "groups": 2, "kernel_size": 3}
+    assert _C.plan("conv1d_backward_weight", "float32", **shape, in_length=4000)["reduction_chunks"] == 8
 
 
 def test_float_results_need_no_scratch_copy() -> None:

@@ -47,6 +47,17 @@ void backward_input(
 }
 
 template <class Storage>
+void backward_weight(
+    const Conv1dProblem& problem, const Plan& plan, const BackwardWeightArgs& args, void* scratch, int64_t begin,
+    int64_t end) {
+  if (plan.algorithm == Algorithm::kDepthwise) {
+    backward_weight_depthwise<Storage>(problem, plan, args, scratch, begin, end);
+  } else {
+    backward_weight_panel<Storage>(problem, plan, args, scratch, begin, end);
+  }
+}
+
+template <class Storage>
 constexpr KernelSet kernel_set() {
   KernelSet set{
       {sizeof(Storage), sizeof(Acc<Storage>), kPair<Storage>},
@@ -56,7 +67,7 @@ constexpr KernelSet kernel_set() {
       backward_input<Storage>,
       backward_input_edges<Storage>,
       backward_input_ends<Storage>,
-      backward_weight_panel<Storage>,
+      backward_weight<Storage>,
       backward_weight_sum<Storage>,
       backward_bias<Storage>,
       {},

@@ -24,8 +24,9 @@ constexpr int64_t kLongestRun = 2048;
 // the time at 192.
 constexpr int64_t kPanelUses = 256;
 
-// Positions of a row that are one work unit of a depthwise layer: 16 KB of floats.
-constexpr int64_t kDepthwiseBlock = 4096;
+// Positions of a row that are one work unit of a depthwise layer: 16 KB of floats, or 4 KB where all are copied, as for
+// strides (3 taps, stride 2, L 4000: 14, 20 and 26 GB/s with 4096, 2048 and 1024).
+constexpr int64_t kDepthwiseBlock = 4096, kStridedBlock = 1024;
 
 // Of packed weights or partial sums, which threads share: with the scratch memory of one this stays below 4 MiB.
 constexpr int64_t kMostSharedBytes = 3 << 20;
@@ -178,29 +179,66 @@ struct Planner {
     finish(plan, 2 * plan.step_table);
   }
 
-  // Whether a depthwise row can be read as it is, and what a block of it needs beside the padding copied: else the
-  // panel takes the taps in blocks, or by rows of their own.
-  bool rows_fit() const { return p.stride == 1 && halo(p.kernel_size, 1, p.dilation) <= panel_budget / 2; }
+  // Whether a depthwise layer's row, split by `phases`, fits the cache with a block of it: else the panel takes the
+  // taps in blocks, or by rows of their own, or transposes many phases. `spread` as in panel_blocks.
+  bool rows_fit(int64_t phases, int64_t spread) const {
+    const int64_t halo_length = halo(p.kernel_size, phases, period_shift);
+    return phases <= kMostPhases && phases * (halo_length + spread + 8 * tile.lanes) <= panel_budget / 2;
+  }
 
-  Plan depthwise(int64_t length, int64_t rows) const {
+  // `results` rows of `length` positions, from rows split by `phases`.
+  Plan depthwise(int64_t length, int64_t rows, int64_t phases, int64_t results, int64_t spread) const {
     Plan plan{};
     plan.algorithm = Algorithm::kDepthwise;
     plan.reduction_chunks = 1;
-    plan.position_block = balanced_block(length, kDepthwiseBlock, tile.lanes);
+    const int64_t halo_length = halo(p.kernel_size, std::min(period, p.kernel_size), period_shift);
+    const int64_t limit =
+        p.stride == 1 ? kDepthwiseBlock : std::max(kStridedBlock / std::max(phases, results), halo_length);
+    plan.position_block = balanced_block(length, limit, tile.lanes);
     plan.position_blocks = ceil_div(length, plan.position_block);
     plan.tap_block = p.kernel_size;
     plan.channel_block = plan.part_channels = plan.out_block = plan.out_tiles = plan.pass_tiles = 1;
-    plan.panel_elements = plan.position_block + halo(p.kernel_size, 1, p.dilation) + tile.lanes;
-    plan.result_elements = plan.position_block;
+    plan.panel_phases = period;
+    plan.phase_shift = period_shift;
+    plan.step_table = std::min(period, p.kernel_size);
+    plan.panel_width = row_width(plan.position_block + halo_length + spread + 2 * tile.lanes);
+    plan.panel_elements = phases * plan.panel_width;
+    plan.result_elements = results * plan.position_block;
     plan.weight_elements = p.kernel_size;
     plan.units = p.batch * rows * plan.position_blocks;
-    finish(plan, 0);
+    finish(plan, 3 * plan.step_table);
+    return plan;
+  }
+
+  // Whether weight gradients may be dot products of depthwise rows: with a vector of sums for each tap.
+  bool sums_fit() const {
+    return rows_fit(std::min(period, p.kernel_size), 0) && p.kernel_size * tile.lanes <= panel_budget / 2;
+  }
+
+  Plan depthwise_weight() const {
+    Plan plan = depthwise(p.out_length, p.out_channels, std::min(period, p.kernel_size), 1, 0);
+    // A lane's part of the sum over a block is not too long, and few channels have enough parts for the threads.
+    const int64_t positions = p.batch * p.out_length;
+    const int64_t chunks = std::clamp<int64_t>(ceil_div(16, p.out_channels), 1, std::max<int64_t>(1, positions / 1024));
+    const int64_t longest = std::min({plan.position_block, kLongestPart * tile.lanes, ceil_div(positions, chunks)});
+    plan.position_block = balanced_block(p.out_length, longest, tile.lanes);
+    plan.position_blocks = ceil_div(p.out_length, plan.position_block);
+    plan.reduction_chunks = std::clamp<int64_t>(chunks, 1, std::max<int64_t>(1, p.batch * plan.position_blocks));
+    plan.weight_elements = p.output.position == 1 ? 0 : plan.position_block;
+    plan.result_elements = p.kernel_size * tile.lanes;
+    plan.units = plan.reduction_chunks * p.out_channels;
+    plan.partial_bytes = plan.reduction_chunks == 1 ? 0 : plan.units * p.kernel_size * sizes.accumulate;
+    finish(plan, 3 * plan.step_table);
     return plan;
   }
 
   Plan forward() const {
-    // Two output channels for each of the input are taken one by one: a panel would be filled for just them.
-    if (in_per_group == 1 && out_per_group <= 2 && rows_fit()) return depthwise(p.out_length, p.out_channels);
+    // Two output channels for each of the input are taken one by one: a panel would be filled for just them, as a row
+    // is split by phase.
+    const int64_t input_phases = std::min(period, p.kernel_size);
+    if (in_per_group == 1 && out_per_group <= (p.stride == 1 ? 2 : 1) && rows_fit(input_phases, 0)) {
+      return depthwise(p.out_length, p.out_channels, input_phases, 1, 0);
+    }
     Plan plan{};
     // Outputs that fill less than a vector, and weights that are read in their order.
     if (p.out_length * 2 <= tile.lanes && in_per_group * p.kernel_size >= 4 * tile.lanes && p.weight.tap == 1 &&
@@ -266,13 +304,15 @@ struct Planner {
 
   Plan backward_input() const {
     const bool edges = p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0;
-    if (in_per_group == 1 && out_per_group == 1 && rows_fit() && !edges) return depthwise(p.in_length, p.in_channels);
-    Plan plan{};
     const int64_t positions = ceil_div(p.in_length, p.stride);
     const TapClasses classes{p, period};
-    const int64_t rows = in_per_group * classes.count;
     // grad_output positions that the classes of taps lie apart: offset(0) - offset(count - 1), at most.
     const int64_t spread = (classes.count - 1) * p.dilation / p.stride + 1;
+    if (in_per_group == 1 && out_per_group == 1 && !edges && rows_fit(classes.count, spread)) {
+      return depthwise(positions, p.in_channels, 1, classes.count, spread);
+    }
+    Plan plan{};
+    const int64_t rows = in_per_group * classes.count;
     int64_t tiles = 0;
     for (int64_t first = 0; first < classes.count; first = classes.segment_from(first).end) {
       tiles += ceil_div(in_per_group * classes.segment_from(first).classes(), tile.rows);
@@ -301,6 +341,8 @@ struct Planner {
   }
 
   Plan backward_weight() const {
+    // Up to four output channels for each of the input are taken one by one, unless the row has to be split for each.
+    if (in_per_group == 1 && out_per_group <= (p.stride == 1 ? 4 : 2) && sums_fit()) return depthwise_weight();
     Plan plan{};
     const int64_t rows = in_per_group * p.kernel_size;
     // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and 15 % for adding up

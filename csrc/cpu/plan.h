@@ -29,7 +29,8 @@ enum class Algorithm {
   // Outputs of a few positions, where the weights are the traffic: the inputs that each output position meets are laid
   // out as one row [in_channel][tap], just as the weights are stored, and both are read along it.
   kColumns,
-  // Depthwise layers of stride 1: sums of shifted copies of a row, read where it is.
+  // Depthwise layers: sums of shifted copies of a row (weight gradients: dot products with them), read where it is, or,
+  // for strides, split by phase.
   kDepthwise,
   // Weight gradients of few output channels, or of few weights for each: dot products along the positions.
   kDot,
@@ -68,7 +69,8 @@ struct Plan {
   int64_t panel_elements;   // the panel, or the columns
   int64_t weight_elements;  // a tile's weights in the order of their use; backward_weight: grad_output, transposed
   int64_t result_elements;
-  int64_t step_table;  // entries of each table of offsets: the most steps that a part of a sum has
+  int64_t step_table;  // entries of each table of offsets: the most steps that a part of a sum has; kDepthwise: runs of
+                       // taps
 
   int64_t position_blocks, out_tiles;  // factors of `units`
   int64_t pass_tiles;                  // of out_tiles, in one pass over all positions
@@ -85,6 +87,10 @@ constexpr int64_t kLongestPart = 256;
 
 // Elements that packing a tile's weights may write behind them, and tiles that are packed together at most.
 constexpr int64_t kPackSlack = 8, kMostPackTiles = 8;
+
+// Phases, or classes of taps, of the strides that kDepthwise takes, at most: many phases next to each other are better
+// transposed to a panel.
+constexpr int64_t kMostPhases = 7;
 
 // Output channels and columns that kColumns keeps the addresses of, at most.
 constexpr int64_t kColumnsOutBlock = 64, kMostColumns = 16;

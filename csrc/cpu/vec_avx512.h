@@ -75,7 +75,20 @@ inline void zip(F32 even, F32 odd, F32* a, F32* b) {
 }
 // The elements of a from the second on, then the first of b.
 inline F32 shift_in(F32 a, F32 b) {
-  return {_mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(b.v), _mm512_castps_si512(a.v), 1))};
+  const __m512i from_second = _mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+  return {_mm512_permutex2var_ps(a.v, from_second, b.v)};
+}
+inline F64 shift_in(F64 a, F64 b) {
+  return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(1, 2, 3, 4, 5, 6, 7, 8), b.v)};
+}
+// Keeps a vector in its register, where compilers would rather load it again for each use.
+inline F32 held(F32 a) {
+  asm("" : "+v"(a.v));
+  return a;
+}
+inline F64 held(F64 a) {
+  asm("" : "+v"(a.v));
+  return a;
 }
 inline float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
 inline double sum(F64 a) { return _mm512_reduce_add_pd(a.v); }
