@@ -124,6 +124,11 @@ CASES = [
     Case(1, 8, 16, 16, 1, bias=False),
     Case(2, 7, 19, 5, 1, stride=3),
     Case(2, 6, 10, 9, 1, padding=(2, 1), groups=3),
+    # Columns of few positions (columns_inl.h): 64 output channels and more, several of a batch together.
+    Case(25, 70, 8, 66, 3, padding=(1, 1)),
+    Case(3, 33, 40, 65, 4, stride=3, padding=(4, 2), dilation=2),
+    Case(5, 70, 50, 66, 1),
+    Case(2, 10, 9, 140, 2, padding=(0, 3), groups=2),
     # One output position; kernels longer than the input.
     Case(2, 3, 5, 7, 5),
     Case(3, 16, 5, 7, 5),

@@ -55,8 +55,9 @@ def test_order_of_sums_does_not_depend_on_the_batch(op: str, kind: str, in_lengt
         assert len({this[field] for this in plans}) == 1
     in_channels, out_channels, _, geometry = LAYERS[kind]
     channels = (out_channels if op == "conv1d_backward_input" else in_channels) // geometry.get("groups", 1)
-    for this in plans:  # blocks are whole parts of the sums, so they don't change them
-        assert this["channel_block"] == channels or this["channel_block"] % this["part_channels"] == 0
+    for this in plans:  # blocks are whole parts of the sums, so they don't change them; columns' blocks are not of sums
+        whole_parts = this["channel_block"] == channels or this["channel_block"] % this["part_channels"] == 0
+        assert whole_parts or this["algorithm"] == "columns"
 
 
 @pytest.mark.parametrize("in_length", [577, 1000, 2000, 5000, 11_008])
@@ -70,7 +71,33 @@ def test_blocks_are_balanced(in_length: int) -> None:
 def test_short_outputs_are_laid_out_as_columns() -> None:
     shape = {"batch": 1, "in_channels": 1024, "out_channels": 1024, "kernel_size": 3}
     assert _C.plan("conv1d", "float32", **shape, in_length=4)["algorithm"] == "columns"
-    assert _C.plan("conv1d", "float32", **shape, in_length=400)["algorithm"] == "panel"
+    assert _C.plan("conv1d", "float32", **shape, in_length=23)["algorithm"] == "panel"
+    assert _C.plan("conv1d", "bfloat16", **shape, in_length=23)["algorithm"] == "columns"  # not widened and packed
+    assert _C.plan("conv1d", "bfloat16", **shape, in_length=400)["algorithm"] == "panel"
+    large = shape | {"in_channels": 2048, "out_channels": 4096}
+    assert _C.plan("conv1d", "float32", **large, in_length=23)["algorithm"] == "columns"  # 21 of 32 lanes
+    assert _C.plan("conv1d", "float32", **large, in_length=32)["algorithm"] == "panel"
+
+
+def test_input_gradients_of_few_positions_are_laid_out_as_columns() -> None:
+    def algorithm(channels: int, in_length: int, dtype: str = "float32", **geometry: int) -> str:
+        shape = {
+            "batch": 1,
+            "in_channels": channels,
+            "out_channels": channels,
+            "kernel_size": 3,
+            "in_length": in_length,
+        }
+        return _C.plan("conv1d_backward_input", dtype, **shape, **geometry)["algorithm"]
+
+    assert algorithm(2048, 21) == "columns"
+    assert algorithm(2048, 64) == "columns"  # no lanes would be wasted, but the weights are many
+    assert algorithm(2048, 300) == "panel"
+    assert algorithm(2048, 300, stride=2) == "columns"  # 149 outputs
+    assert algorithm(64, 320) == "panel"
+    assert algorithm(64, 66) == "panel"  # 64 outputs: four vectors
+    assert algorithm(64, 66, "bfloat16") == "columns"  # no weights are widened for a single use
+    assert algorithm(32, 21) == "panel"  # adding up the columns would take too long
 
 
 def test_order_of_sums_of_columns_does_not_depend_on_the_batch() -> None:

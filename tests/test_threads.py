@@ -24,6 +24,7 @@ CASES = [
     Case(40, 3, 700, 4, 7, stride=2, padding=(3, 3), padding_mode="reflect"),
     Case(16, 1, 5000, 1, 31),
     Case(64, 96, 3, 96, 3, padding=(1, 1)),
+    Case(11, 500, 23, 400, 3, padding=(1, 0)),
 ]
 
 
@@ -55,9 +56,10 @@ def test_bits_do_not_depend_on_threads(case: Case, dtype: torch.dtype) -> None:
             assert torch.equal(actual, first), f"{threads} threads"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", [c for c in CASES if c.batch > 1], ids=str)
-def test_bits_do_not_depend_on_the_batch(case: Case) -> None:
-    x, w, bias, grad = make_operands(case)
+def test_bits_do_not_depend_on_the_batch(case: Case, dtype: torch.dtype) -> None:
+    x, w, bias, grad = make_operands(case, dtype)
     output = OPS.conv1d(x, w, bias, **case.geometry)
     grad_input = OPS.conv1d_backward_input(grad, w, case.in_length, **case.geometry)
     for n in (0, case.batch // 2, case.batch - 1):
@@ -68,7 +70,7 @@ def test_bits_do_not_depend_on_the_batch(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [c for c in SMALL_CASES if c.batch > 1], ids=str)
 def test_bits_of_small_layers_do_not_depend_on_the_batch(case: Case, isa: str) -> None:
-    test_bits_do_not_depend_on_the_batch(case)
+    test_bits_do_not_depend_on_the_batch(case, torch.float32)
 
 
 BITS = """

@@ -1,72 +1,358 @@
-// conv1d where outputs are few positions long. An output position is a column: the inputs that it meets are laid out as
-// [in_channel][tap], just as a row of the weights is, and every output is a dot product of the two. Vectors are full
+// conv1d and its input gradient where outputs are few positions long. An output position is a column: the inputs that
+// it meets are laid out as [in_channel][tap], just as a row of the weights is. Vectors lie along those and are full
 // whatever the length, and the weights, which are the traffic here, are read once and in their order.
+//
+// Forward: every output is the dot product of a column and a row of the weights.
 #pragma once
 
 namespace conv1d_ext {
 namespace {
 
-// Work units: [group][block of columns][tile of output channels]; columns are numbered n * out_length + t.
+// Elements of columns: as they are stored where the CPU multiplies pairs of those.
+template <class Storage, bool kPairs = kPair<Storage> == 2>
+struct ColumnOf {
+  using type = Storage;
+};
 template <class Storage>
-void forward_columns(
-    const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, void* memory, int64_t begin, int64_t end) {
+struct ColumnOf<Storage, false> {
+  using type = Acc<Storage>;
+};
+
+template <class Storage>
+struct ForwardColumns {
   using T = Acc<Storage>;
+  using Column = typename ColumnOf<Storage>::type;
+  static constexpr int64_t kLanes = Vec<T>::kLanes;
+  const Conv1dProblem& problem;
+  const Plan& plan;
+  const ForwardArgs& args;
   const int64_t in_per_group = problem.in_channels / problem.groups;
   const int64_t out_per_group = problem.out_channels / problem.groups;
-  const int64_t pitch = plan.panel_width;
-  Scratch scratch{static_cast<char*>(memory)};
-  T* columns = scratch.take<T>(plan.panel_elements);
-  T* results = scratch.take<T>(plan.result_elements);
-  int64_t column[kMostColumns];
-  for (int64_t q = 0; q < plan.position_block; ++q) column[q] = q * pitch;
+  Column* columns;
+  T *results, *vector_sums;
+  const int64_t pitch = round_up(plan.position_block, kLanes);  // of results
+  int64_t column[kMostColumns], weight_row[kDotRows];
 
-  const auto fill_columns = [&](int64_t group, int64_t q0, int64_t q1, int64_t ic0, int64_t ic1) {
-    for (int64_t q = q0; q < q1; ++q) {
-      const int64_t n = q / problem.out_length, t = q % problem.out_length;
-      for (int64_t ic = ic0; ic < ic1; ++ic) {
-        const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
-                              (group * in_per_group + ic) * problem.input.channel;
-        pack_row<Storage>(
-            {data, problem.input.position, problem.in_length, problem.padding_mode},
-            t * problem.stride - problem.padding_left, problem.dilation, problem.kernel_size, problem.kernel_size,
-            columns + (q - q0) * pitch + (ic - ic0) * problem.kernel_size);
-      }
-    }
+  // Columns [q0, q1), which are numbered n * out_length + t, of a group, and output channels [oc0, oc1) of all.
+  struct Block {
+    int64_t group, q0, q1, oc0, oc1;
   };
 
+  ForwardColumns(const Conv1dProblem& p, const Plan& pl, const ForwardArgs& a, void* memory)
+      : problem(p), plan(pl), args(a) {
+    Scratch scratch{static_cast<char*>(memory)};
+    columns = reinterpret_cast<Column*>(scratch.take<T>(plan.panel_elements));
+    results = scratch.take<T>(plan.result_elements);
+    vector_sums = scratch.take<T>(plan.weight_elements);
+    for (int64_t q = 0; q < plan.position_block; ++q) column[q] = q * plan.panel_width;
+    for (int64_t r = 0; r < kDotRows; ++r) weight_row[r] = r * problem.weight.out_channel;
+  }
+
+  void fill_columns(int64_t group, int64_t q0, int64_t q1, int64_t ic0, int64_t ic1) {
+    const int64_t taps = problem.kernel_size;
+    for (int64_t q = q0; q < q1; ++q) {
+      const int64_t n = q / problem.out_length, start = q % problem.out_length * problem.stride - problem.padding_left;
+      Column* dst = columns + column[q - q0];
+      for (int64_t ic = ic0; ic < ic1; ++ic, dst += taps) {
+        const Row<Storage> row{
+            static_cast<const Storage*>(args.input) + n * problem.input.batch +
+                (group * in_per_group + ic) * problem.input.channel,
+            problem.input.position, problem.in_length, problem.padding_mode};
+        if constexpr (sizeof(Column) == sizeof(T)) {
+          if (taps >= kLanes) {
+            pack_row(row, start, problem.dilation, taps, taps, dst);
+            continue;
+          }
+        }
+        for (int64_t k = 0, position = start; k < taps; ++k, position += problem.dilation) {
+          const bool inside = position >= 0 && position < row.length;
+          const int64_t source = inside ? position : source_position(row.padding_mode, position, row.length);
+          dst[k] = source < 0 ? Column{} : as_column(row.data[source * row.position_stride]);
+        }
+      }
+    }
+  }
+  static Column as_column(Storage x) {
+    if constexpr (sizeof(Column) == sizeof(Storage)) {
+      return x;
+    } else {
+      return widen(x);
+    }
+  }
+
+  // Adds channels [ic0, ic1) to the results of a few output channels: piece by piece, so that the weights stay in the
+  // L1 cache for all columns.
+  void add_dots(int64_t oc0, int64_t oc1, int64_t column_count, int64_t ic0, int64_t ic1, T* sums) {
+    const int64_t length = (ic1 - ic0) * problem.kernel_size, rows = oc1 - oc0;
+    const Storage* weight =
+        static_cast<const Storage*>(args.weight) + oc0 * problem.weight.out_channel + ic0 * problem.weight.in_channel;
+    for (int64_t i = 0; i < rows * pitch * kLanes; ++i) vector_sums[i] = 0;
+    for (int64_t i = 0; i < length; i += kDotPiece) {
+      const int64_t end = min_of(i + kDotPiece, length);
+      const int64_t next = end < length ? kDotPiece : rows * problem.weight.out_channel - i;
+      run_dots<true>(
+          Dots<Storage, Column>{weight + i, weight_row, columns + i, column, end - i, vector_sums, pitch, next}, rows,
+          column_count);
+    }
+    for (int64_t i = 0; i < rows * pitch; i += kLanes) {
+      store(sums + i, add(load(sums + i), sum_each<kLanes>(vector_sums + i * kLanes)));
+    }
+  }
+  static constexpr int64_t kDotPiece = 4096 / sizeof(Storage);
+
+  void compute(const Block& block) {
+    const int64_t count = block.q1 - block.q0;
+    for (int64_t oc = block.oc0; oc < block.oc1; ++oc) {
+      const T bias = args.bias == nullptr ? T{0} : widen(static_cast<const Storage*>(args.bias)[oc]);
+      for (int64_t q = 0; q < pitch; ++q) results[(oc - block.oc0) * pitch + q] = bias;
+    }
+    const bool whole = plan.channel_block >= in_per_group;
+    for (int64_t ic = 0; ic < in_per_group; ic += plan.channel_block) {
+      const int64_t ic_end = min_of(ic + plan.channel_block, in_per_group);
+      if (!whole) fill_columns(block.group, block.q0, block.q1, ic, ic_end);
+      for (int64_t oc = block.oc0; oc < block.oc1; oc += kDotRows) {
+        add_dots(oc, min_of(oc + kDotRows, block.oc1), count, ic, ic_end, results + (oc - block.oc0) * pitch);
+      }
+    }
+    for (int64_t oc = block.oc0; oc < block.oc1; ++oc) {
+      for (int64_t q = block.q0; q < block.q1;) {
+        const int64_t n = q / problem.out_length, t = q % problem.out_length;
+        const int64_t run = min_of(problem.out_length - t, block.q1 - q);
+        Storage* dst = static_cast<Storage*>(args.output) + n * problem.output.batch + oc * problem.output.channel +
+                       t * problem.output.position;
+        store_row(problem, results + (oc - block.oc0) * pitch + q - block.q0, run, dst, problem.output.position);
+        q += run;
+      }
+    }
+  }
+};
+
+// Work units: [group][block of columns][tile of output channels].
+template <class Storage>
+void forward_columns(
+    const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, void* scratch, int64_t begin,
+    int64_t end) {
+  ForwardColumns<Storage> kernel(problem, plan, args, scratch);
   for (int64_t unit = begin; unit < end;) {
     const int64_t index = unit / plan.out_tiles, tile0 = unit % plan.out_tiles;
     const int64_t tile1 = min_of(plan.out_tiles, tile0 + end - unit);
     const int64_t group = index / plan.position_blocks;
     const int64_t q0 = index % plan.position_blocks * plan.position_block;
     const int64_t q1 = min_of(q0 + plan.position_block, problem.batch * problem.out_length);
-    const bool whole = plan.channel_block >= in_per_group;
-    if (whole) fill_columns(group, q0, q1, 0, in_per_group);
-    for (int64_t tile = tile0; tile < tile1; ++tile) {
-      const int64_t oc0 = group * out_per_group + part_begin(out_per_group, plan.out_tiles, tile);
-      const int64_t oc1 = group * out_per_group + part_begin(out_per_group, plan.out_tiles, tile + 1);
-      int64_t weight_row[kColumnsOutBlock];
-      for (int64_t oc = oc0; oc < oc1; ++oc) {
-        weight_row[oc - oc0] = oc * problem.weight.out_channel;
-        const T bias = args.bias == nullptr ? T{0} : widen(static_cast<const Storage*>(args.bias)[oc]);
-        for (int64_t q = q0; q < q1; ++q) results[(oc - oc0) * plan.position_block + q - q0] = bias;
+    if (plan.channel_block >= kernel.in_per_group) kernel.fill_columns(group, q0, q1, 0, kernel.in_per_group);
+    const int64_t first = group * kernel.out_per_group, oc_end = min_of(tile1 * kColumnRows, kernel.out_per_group);
+    for (int64_t oc = tile0 * kColumnRows; oc < oc_end; oc += plan.out_block) {
+      kernel.compute({group, q0, q1, first + oc, first + min_of(oc + plan.out_block, oc_end)});
+    }
+    unit += tile1 - tile0;
+  }
+}
+
+// c[row][lane] += sum over channels of a[channel][row] * b[channel][lane], where b is a tensor; pairs of channels are
+// multiplied together where the CPU does so, and are pairs in a.
+template <class Storage>
+struct OuterProducts {
+  using T = Acc<Storage>;
+  const T* a;
+  int64_t a_step;
+  const Storage* b;
+  int64_t b_channel;
+  int64_t ahead;  // elements from b to what is read next, or 0
+  int64_t channels;
+  T* c;  // whole vectors are written
+  int64_t c_row;
+  bool first;  // c = instead of c +=
+  int64_t lanes;
+};
+
+template <int kRows, int kVectors, class Storage>
+void run_outer_tile(const OuterProducts<Storage>& outer) {
+  using T = Acc<Storage>;
+  constexpr int64_t kLanes = Vec<T>::kLanes, kLine = 64 / sizeof(Storage);
+  const int64_t tail = outer.lanes - (kVectors - 1) * kLanes;  // lanes of the last vector, 1..kLanes
+  const auto load_at = [&](const Storage* p, int v) __attribute__((always_inline)) {
+    return v + 1 < kVectors || tail == kLanes ? load(p + v * kLanes) : load_partial(p + v * kLanes, tail);
+  };
+  Vec<T> acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = broadcast(T{0});
+  }
+  const T* a = outer.a;
+  const Storage* b = outer.b;
+  for (int64_t channel = 0; channel < outer.channels; channel += kPair<Storage>) {
+    Vec<T> b_vector[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      b_vector[v] = load_at(b, v);
+      if constexpr (kPair<Storage> == 2) {
+        const bool has_odd = channel + 1 < outer.channels;
+        b_vector[v] = make_pairs(b_vector[v], has_odd ? load_at(b + outer.b_channel, v) : broadcast(T{0}));
       }
-      for (int64_t ic = 0; ic < in_per_group; ic += plan.channel_block) {
-        const int64_t ic_end = min_of(ic + plan.channel_block, in_per_group);
-        if (!whole) fill_columns(group, q0, q1, ic, ic_end);
-        run_dots<false>(
-            Dots<Storage, T>{
-                static_cast<const Storage*>(args.weight) + ic * problem.weight.in_channel, weight_row, columns, column,
-                (ic_end - ic) * problem.kernel_size, results, plan.position_block},
-            oc1 - oc0, q1 - q0);
-      }
-      for (int64_t oc = oc0; oc < oc1; ++oc) {
-        for (int64_t q = q0; q < q1; ++q) {
-          Storage* dst = static_cast<Storage*>(args.output) + q / problem.out_length * problem.output.batch +
-                         oc * problem.output.channel + q % problem.out_length * problem.output.position;
-          store_row(problem, results + (oc - oc0) * plan.position_block + q - q0, 1, dst, 1);
+    }
+    if (outer.ahead != 0) {  // to the L2 cache: in the L1 cache rows that lie 4096 bytes apart evict each other
+#pragma GCC unroll 2
+      for (int odd = 0; odd < kPair<Storage>; ++odd) {
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kVectors * kLanes; i += kLine) {
+          __builtin_prefetch(b + odd * outer.b_channel + outer.ahead + i, 0, 2);
         }
       }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Vec<T> a_vector = broadcast(a[r]);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = multiply_add<kPair<Storage>>(a_vector, b_vector[v], acc[r][v]);
+    }
+    a += outer.a_step;
+    b += kPair<Storage> * outer.b_channel;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      T* c = outer.c + r * outer.c_row + v * kLanes;
+      store(c, outer.first ? acc[r][v] : add(load(c), acc[r][v]));
+    }
+  }
+}
+
+constexpr int kOuterVectors = kTileAccumulators / kTileRows;
+
+template <int kRows = kTileRows, int kVectors = kOuterVectors, class Storage>
+void run_outer(const OuterProducts<Storage>& outer, int64_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return run_outer<kRows - 1, kVectors>(outer, rows);
+  }
+  if constexpr (kVectors > 1) {
+    if (outer.lanes <= (kVectors - 1) * Vec<Acc<Storage>>::kLanes) return run_outer<kRows, kVectors - 1>(outer, rows);
+  }
+  run_outer_tile<kRows, kVectors>(outer);
+}
+
+// conv1d_backward_input for outputs of few positions: the gradients of their columns first,
+//   columns[position][in_channel][tap] = sum over output channels of grad_output * weight,
+// where the weights are read as they are stored, by blocks of output channels; then these are added up where columns
+// overlap. Nothing is multiplied that lies beyond the ends of grad_output.
+template <class Storage>
+struct BackwardInputColumns {
+  using T = Acc<Storage>;
+  const Conv1dProblem& problem;
+  const Plan& plan;
+  const BackwardInputArgs& args;
+  const int64_t in_per_group = problem.in_channels / problem.groups;
+  const int64_t out_per_group = problem.out_channels / problem.groups;
+  const int64_t grad_pitch = plan.batch_block * problem.out_length;
+  T *columns, *grad, *padded_row;
+
+  // Items [n0, n1) and input channels [ic0, ic1) of a group.
+  struct Block {
+    int64_t n0, n1, group, ic0, ic1;
+  };
+
+  BackwardInputColumns(const Conv1dProblem& p, const Plan& pl, const BackwardInputArgs& a, void* memory)
+      : problem(p), plan(pl), args(a) {
+    Scratch scratch{static_cast<char*>(memory)};
+    columns = scratch.take<T>(plan.panel_elements);
+    grad = scratch.take<T>(plan.weight_elements);
+    padded_row = scratch.take<T>(plan.result_elements);
+  }
+
+  // grad[out_channel][position], or pairs of output channels.
+  void fill_grad(const Block& block, int64_t oc0, int64_t oc1) {
+    const auto fill = [&](int64_t oc, T* dst) {
+      const Storage* src =
+          static_cast<const Storage*>(args.grad_output) + (block.group * out_per_group + oc) * problem.output.channel;
+      for (int64_t n = block.n0; n < block.n1; ++n, dst += problem.out_length) {
+        copy_row(src + n * problem.output.batch, problem.output.position, problem.out_length, dst);
+      }
+    };
+    T* dst = grad;
+    for (int64_t oc = oc0; oc < oc1; oc += kPair<Storage>, dst += grad_pitch) {
+      fill(oc, dst);
+      if constexpr (kPair<Storage> == 2) {
+        const bool has_odd = oc + 1 < oc1;
+        if (has_odd) fill(oc + 1, dst + grad_pitch);
+        pair_rows(dst, has_odd ? dst + grad_pitch : nullptr, grad_pitch, dst);
+      }
+    }
+  }
+
+  // Adds the products of output channels [oc0, oc1), of which each strip of weights serves all positions.
+  void add_channels(const Block& block, int64_t oc0, int64_t oc1) {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    const int64_t lanes = (block.ic1 - block.ic0) * problem.kernel_size, vectors = ceil_div(lanes, kLanes);
+    const int64_t positions = (block.n1 - block.n0) * problem.out_length;
+    const int64_t strips = ceil_div(vectors, kOuterVectors), row_tiles = ceil_div(positions, kTileRows);
+    const Storage* weight = static_cast<const Storage*>(args.weight) +
+                            (block.group * out_per_group + oc0) * problem.weight.out_channel +
+                            block.ic0 * problem.weight.in_channel;
+    OuterProducts<Storage> outer;
+    outer.a_step = grad_pitch;
+    outer.b_channel = problem.weight.out_channel;
+    outer.channels = oc1 - oc0;
+    outer.c_row = plan.panel_width;
+    outer.first = oc0 == 0;
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      const int64_t begin = part_begin(vectors, strips, strip) * kLanes;
+      const int64_t end = min_of(part_begin(vectors, strips, strip + 1) * kLanes, lanes);
+      const int64_t next = strip + 1 < strips ? end : outer.channels * outer.b_channel;
+      outer.b = weight + begin;
+      outer.lanes = end - begin;
+      for (int64_t tile = 0; tile < row_tiles; ++tile) {
+        const int64_t position = part_begin(positions, row_tiles, tile);
+        outer.a = grad + position;
+        outer.ahead = tile == 0 ? next - begin : 0;
+        outer.c = columns + position * plan.panel_width + begin;
+        run_outer(outer, part_begin(positions, row_tiles, tile + 1) - position);
+      }
+    }
+  }
+
+  void store_results(const Block& block) {
+    for (int64_t n = block.n0; n < block.n1; ++n) {
+      for (int64_t ic = block.ic0; ic < block.ic1; ++ic) {
+        for (int64_t i = 0; i < plan.result_elements; ++i) padded_row[i] = 0;
+        const T* column =
+            columns + (n - block.n0) * problem.out_length * plan.panel_width + (ic - block.ic0) * problem.kernel_size;
+        for (int64_t k = 0; k < problem.kernel_size; ++k) add_tap(column + k, padded_row + k * problem.dilation);
+        Storage* dst = static_cast<Storage*>(args.grad_input) + n * problem.input.batch +
+                       (block.group * in_per_group + ic) * problem.input.channel;
+        store_row(problem, padded_row + problem.padding_left, problem.in_length, dst, problem.input.position);
+      }
+    }
+  }
+
+  void add_tap(const T* __restrict column, T* __restrict positions) const {
+    const int64_t count = problem.out_length, pitch = plan.panel_width, stride = problem.stride;
+    for (int64_t t = 0; t < count; ++t) positions[t * stride] += column[t * pitch];
+  }
+
+  void compute(const Block& block) {
+    for (int64_t oc = 0; oc < out_per_group; oc += plan.part_channels) {
+      const int64_t oc_end = min_of(oc + plan.part_channels, out_per_group);
+      fill_grad(block, oc, oc_end);
+      add_channels(block, oc, oc_end);
+    }
+    store_results(block);
+  }
+};
+
+// Work units: [batch block][group][kColumnChannels input channels]. A thread takes as many together as its cache holds.
+template <class Storage>
+void backward_input_columns(
+    const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* scratch, int64_t begin,
+    int64_t end) {
+  BackwardInputColumns<Storage> kernel(problem, plan, args, scratch);
+  for (int64_t unit = begin; unit < end;) {
+    const int64_t index = unit / plan.out_tiles, tile0 = unit % plan.out_tiles;
+    const int64_t tile1 = min_of(plan.out_tiles, tile0 + end - unit);
+    const int64_t n0 = index / problem.groups * plan.batch_block, n1 = min_of(n0 + plan.batch_block, problem.batch);
+    const int64_t ic_end = min_of(tile1 * kColumnChannels, kernel.in_per_group);
+    for (int64_t ic = tile0 * kColumnChannels; ic < ic_end; ic += plan.channel_block) {
+      kernel.compute({n0, n1, index % problem.groups, ic, min_of(ic + plan.channel_block, ic_end)});
     }
     unit += tile1 - tile0;
   }

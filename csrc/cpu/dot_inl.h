@@ -5,23 +5,59 @@
 namespace conv1d_ext {
 namespace {
 
-// c[row * c_row + column] += sum over i < length of a[a_row[row] + i] * b[b_column[column] + i]
-template <class Storage, class T>
+// c[row * c_row + column] += sum over i < length of a[a_row[row] + i] * b[b_column[column] + i]; where b is not
+// widened, the CPU multiplies pairs of its elements.
+template <class A, class B>
 struct Dots {
-  const Storage* a;
+  using T = Acc<B>;
+  const A* a;
   const int64_t* a_row;
-  const T* b;
+  const B* b;
   const int64_t* b_column;
   int64_t length;
   T* c;  // kVectorSums: each element is a vector, whose lanes are to be added at last
   int64_t c_row;
+  int64_t ahead;  // elements from a to what is read next, or 0
 };
+
+// A vector of elements, or of pairs of them; partial: of the first n elements, and zeros.
+template <int kProducts, class Storage>
+auto load_products(const Storage* p) {
+  if constexpr (kProducts == 2) {
+    return load_pairs(p);
+  } else {
+    return load(p);
+  }
+}
+template <int kProducts, class Storage>
+auto load_products_partial(const Storage* p, int64_t n) {
+  if constexpr (kProducts == 2) {
+    return load_pairs_partial(p, n);
+  } else {
+    return load_partial(p, n);
+  }
+}
+
+// The sums of the lanes of each of kCount vectors, one after the other.
+template <int64_t kCount, class T>
+Vec<T> sum_each(const T* vectors) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  if constexpr (kCount == 1) {
+    return load(vectors);
+  } else {
+    Vec<T> even, odd;
+    split(sum_each<kCount / 2>(vectors), sum_each<kCount / 2>(vectors + kCount / 2 * kLanes), &even, &odd);
+    return add(even, odd);
+  }
+}
 
 // A tile of kRows x kColumns sums. Each is split over kChains registers where the rows are too few independent FMAs to
 // hide their latency; the columns, which a batch decides on, don't count, so that it changes no result.
-template <bool kVectorSums, int kRows, int kColumns, class Storage, class T>
-void run_dot_tile(const Dots<Storage, T>& dots) {
-  constexpr int64_t kLanes = Vec<T>::kLanes;
+template <bool kVectorSums, int kRows, int kColumns, class A, class B>
+void run_dot_tile(const Dots<A, B>& dots) {
+  using T = Acc<B>;
+  constexpr int kProducts = kPair<B>;
+  constexpr int64_t kLanes = Vec<T>::kLanes, kStep = kLanes * kProducts;
   constexpr int kChains = kDotRows / kRows;
   Vec<T> acc[kChains][kRows][kColumns];
 #pragma GCC unroll 16
@@ -40,22 +76,27 @@ void run_dot_tile(const Dots<Storage, T>& dots) {
     for (int r = 0; r < kRows; ++r) {
       const Vec<T> a = load_at(dots.a + dots.a_row[r]);
 #pragma GCC unroll 16
-      for (int q = 0; q < kColumns; ++q) acc[chain][r][q] = fma(a, b[q], acc[chain][r][q]);
+      for (int q = 0; q < kColumns; ++q) acc[chain][r][q] = multiply_add<kProducts>(a, b[q], acc[chain][r][q]);
     }
   };
   int64_t i = 0;
-  for (; i + kChains * kLanes <= dots.length; i += kChains * kLanes) {
+  for (; i + kChains * kStep <= dots.length; i += kChains * kStep) {
 #pragma GCC unroll 16
     for (int chain = 0; chain < kChains; ++chain) {
-      step(chain, [&](const auto* p) __attribute__((always_inline)) { return load(p + i + chain * kLanes); });
+      const int64_t at = i + chain * kStep;
+      step(chain, [&](const auto* p) __attribute__((always_inline)) { return load_products<kProducts>(p + at); });
+      if (dots.ahead == 0) continue;
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) __builtin_prefetch(dots.a + dots.a_row[r] + at + dots.ahead, 0, 2);
     }
   }
-  for (; i + kLanes <= dots.length; i += kLanes) {
-    step(0, [&](const auto* p) __attribute__((always_inline)) { return load(p + i); });
+  for (; i + kStep <= dots.length; i += kStep) {
+    step(0, [&](const auto* p) __attribute__((always_inline)) { return load_products<kProducts>(p + i); });
   }
   const int64_t tail = dots.length - i;
   if (tail > 0) {  // of both: behind the end may be anything, NaN too
-    step(0, [&](const auto* p) __attribute__((always_inline)) { return load_partial(p + i, tail); });
+    step(
+        0, [&](const auto* p) __attribute__((always_inline)) { return load_products_partial<kProducts>(p + i, tail); });
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -73,34 +114,35 @@ void run_dot_tile(const Dots<Storage, T>& dots) {
   }
 }
 
-template <bool kVectorSums, int kRows, int kColumns, class Storage, class T>
-void run_dot_columns(Dots<Storage, T> dots, int64_t columns) {
+template <bool kVectorSums, int kRows, int kColumns, class A, class B>
+void run_dot_columns(Dots<A, B> dots, int64_t columns) {
   if constexpr (kColumns > 0) {
     for (; columns >= kColumns; columns -= kColumns) {
       run_dot_tile<kVectorSums, kRows, kColumns>(dots);
       dots.b_column += kColumns;
-      dots.c += kColumns * (kVectorSums ? Vec<T>::kLanes : 1);
+      dots.c += kColumns * (kVectorSums ? Vec<Acc<B>>::kLanes : 1);
+      dots.ahead = 0;
     }
     run_dot_columns<kVectorSums, kRows, kColumns - 1>(dots, columns);
   }
 }
 
-template <bool kVectorSums, int kRows = kDotRows, class Storage, class T>
-void run_dot_rows(const Dots<Storage, T>& dots, int64_t rows, int64_t columns) {
+template <bool kVectorSums, int kRows = kDotRows, class A, class B>
+void run_dot_rows(const Dots<A, B>& dots, int64_t rows, int64_t columns) {
   if constexpr (kRows > 0) {
     if (rows == kRows) return run_dot_columns<kVectorSums, kRows, kDotColumns>(dots, columns);
     run_dot_rows<kVectorSums, kRows - 1>(dots, rows, columns);
   }
 }
 
-template <bool kVectorSums, class Storage, class T>
-void run_dots(Dots<Storage, T> dots, int64_t rows, int64_t columns) {
+template <bool kVectorSums, class A, class B>
+void run_dots(Dots<A, B> dots, int64_t rows, int64_t columns) {
   const int64_t tiles = ceil_div(rows, kDotRows);
-  const Dots<Storage, T> first = dots;
+  const Dots<A, B> first = dots;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = part_begin(rows, tiles, i);
     dots.a_row = first.a_row + begin;
-    dots.c = first.c + begin * dots.c_row * (kVectorSums ? Vec<T>::kLanes : 1);
+    dots.c = first.c + begin * dots.c_row * (kVectorSums ? Vec<Acc<B>>::kLanes : 1);
     run_dot_rows<kVectorSums>(dots, part_begin(rows, tiles, i + 1) - begin, columns);
   }
 }

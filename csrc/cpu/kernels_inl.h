@@ -41,6 +41,8 @@ void backward_input(
     int64_t end) {
   if (plan.algorithm == Algorithm::kDepthwise) {
     backward_input_depthwise<Storage>(problem, plan, args, scratch, begin, end);
+  } else if (plan.algorithm == Algorithm::kColumns) {
+    backward_input_columns<Storage>(problem, plan, args, scratch, begin, end);
   } else {
     backward_input_panel<Storage>(problem, plan, args, scratch, begin, end);
   }

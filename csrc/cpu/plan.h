@@ -26,8 +26,8 @@ enum class Algorithm {
   // Blocks of the input (or grad_output) are copied to a padded panel in the cache, split by phase modulo the stride,
   // so that every tap is a unit-stride read; the register tile runs over it.
   kPanel,
-  // Outputs of a few positions, where the weights are the traffic: the inputs that each output position meets are laid
-  // out as one row [in_channel][tap], just as the weights are stored, and both are read along it.
+  // Outputs of a few positions, where the weights are the traffic: the inputs that each output position meets, or their
+  // gradients, are laid out as one row [in_channel][tap], just as the weights are stored, and both are read along it.
   kColumns,
   // Depthwise layers: sums of shifted copies of a row (weight gradients: dot products with them), read where it is, or,
   // for strides, split by phase.
@@ -92,8 +92,12 @@ constexpr int64_t kPackSlack = 8, kMostPackTiles = 8;
 // transposed to a panel.
 constexpr int64_t kMostPhases = 7;
 
-// Output channels and columns that kColumns keeps the addresses of, at most.
-constexpr int64_t kColumnsOutBlock = 64, kMostColumns = 16;
+// Columns of outputs side by side, at most, and output channels in a work unit of theirs: a multiple of the rows of all
+// tiles of dot products.
+constexpr int64_t kMostColumns = 24, kColumnRows = 12;
+
+// Input channels in a work unit of the input gradient by columns: whole cache lines of weights of every type.
+constexpr int64_t kColumnChannels = 32;
 
 // Whether backward_input leaves input positions that no output meets, as strides beyond the kernel do. They are the
 // caller's to clear.

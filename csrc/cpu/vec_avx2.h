@@ -49,6 +49,10 @@ inline void split(F32 a, F32 b, F32* even, F32* odd) {
   *even = {_mm256_shuffle_ps(low, high, 0x88)};
   *odd = {_mm256_shuffle_ps(low, high, 0xdd)};
 }
+inline void split(F64 a, F64 b, F64* even, F64* odd) {
+  *even = {_mm256_permute4x64_pd(_mm256_unpacklo_pd(a.v, b.v), 0xd8)};
+  *odd = {_mm256_permute4x64_pd(_mm256_unpackhi_pd(a.v, b.v), 0xd8)};
+}
 inline void zip(F32 even, F32 odd, F32* a, F32* b) {
   const __m256 low = _mm256_unpacklo_ps(even.v, odd.v), high = _mm256_unpackhi_ps(even.v, odd.v);
   *a = {_mm256_permute2f128_ps(low, high, 0x20)};

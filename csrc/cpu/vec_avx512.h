@@ -53,6 +53,11 @@ inline F32 make_pairs(F32 even, F32 odd) {
   const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.v), 16);
   return {_mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_castps_si512(odd.v)))};
 }
+// Elements that lie side by side, as pairs; the first n < 2 * kLanes of them, and zeros.
+inline F32 load_pairs(const BFloat16* p) { return {_mm512_castsi512_ps(_mm512_loadu_si512(p))}; }
+inline F32 load_pairs_partial(const BFloat16* p, int64_t n) {
+  return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(__mmask32((1u << n) - 1u), p))};
+}
 #else
 constexpr bool kMultipliesPairs = false;
 #endif
@@ -67,6 +72,11 @@ inline void split(F32 a, F32 b, F32* even, F32* odd) {
   const __m512i first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   *even = {_mm512_permutex2var_ps(a.v, first, b.v)};
   *odd = {_mm512_permutex2var_ps(a.v, _mm512_add_epi32(first, _mm512_set1_epi32(1)), b.v)};
+}
+inline void split(F64 a, F64 b, F64* even, F64* odd) {
+  const __m512i first = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+  *even = {_mm512_permutex2var_pd(a.v, first, b.v)};
+  *odd = {_mm512_permutex2var_pd(a.v, _mm512_add_epi64(first, _mm512_set1_epi64(1)), b.v)};
 }
 inline void zip(F32 even, F32 odd, F32* a, F32* b) {
   const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);

@@ -48,6 +48,10 @@ inline void split(F32 a, F32 b, F32* even, F32* odd) {
   *even = {Floats{a.v[0], a.v[2], b.v[0], b.v[2]}};
   *odd = {Floats{a.v[1], a.v[3], b.v[1], b.v[3]}};
 }
+inline void split(F64 a, F64 b, F64* even, F64* odd) {
+  *even = {Doubles{a.v[0], b.v[0]}};
+  *odd = {Doubles{a.v[1], b.v[1]}};
+}
 inline void zip(F32 even, F32 odd, F32* a, F32* b) {
   *a = {Floats{even.v[0], odd.v[0], even.v[1], odd.v[1]}};
   *b = {Floats{even.v[2], odd.v[2], even.v[3], odd.v[3]}};
