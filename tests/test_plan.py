@@ -100,6 +100,12 @@ def test_input_gradients_of_few_positions_are_laid_out_as_columns() -> None:
     assert algorithm(32, 21) == "panel"  # adding up the columns would take too long
 
 
+def test_weight_gradients_of_few_positions_are_computed_in_their_own_order() -> None:
+    shape = {"in_channels": 512, "out_channels": 1024, "kernel_size": 3, "in_length": 20, "padding_left": 2}
+    algorithms = [_C.plan("conv1d_backward_weight", "float32", batch=n, **shape)["algorithm"] for n in (1, 4, 16)]
+    assert algorithms == ["columns", "columns", "panel"]
+
+
 def test_order_of_sums_of_columns_does_not_depend_on_the_batch() -> None:
     shape = {"in_channels": 2048, "out_channels": 64, "kernel_size": 3, "in_length": 4}
     plans = [_C.plan("conv1d", "float32", batch=batch, **shape) for batch in (1, 2, 8)]
@@ -160,7 +166,7 @@ def test_rows_that_share_cache_sets_are_copied() -> None:
 
 @pytest.mark.parametrize("op", OPS[:2])
 def test_large_weights_of_a_batch_of_short_sequences_are_packed_in_passes(op: str) -> None:
-    shape = {"in_channels": 768, "out_channels": 768, "kernel_size": 3, "in_length": 128}
+    shape = {"in_channels": 768, "out_channels": 768, "kernel_size": 3, "in_length": 240}
     batch, single = (_C.plan(op, "float32", batch=n, **shape) for n in (8, 1))
     assert batch["pack_weight"] == "all"
     assert batch["packed_bytes"] <= 3 << 20

@@ -142,7 +142,7 @@ def work():
     end = time.monotonic() + 0.5
     while time.monotonic() < end:
         layer(x).sum().backward()
-    print("done", flush=True)
+    print("done\\n", end="", flush=True)  # in one piece
 for _ in range(4):
     threading.Thread(target=work).start()
 """

@@ -218,15 +218,34 @@ struct BackwardWeightPanel {
     }
   }
 
+  // As a row of each output channel.
+  void store_narrowed(const Block& block, Storage* dst, int64_t dst_channel) {
+    constexpr int64_t kSide = kSquare<T>, kRun = 256;
+    T run[kSide * kRun];
+    for (int64_t oc = 0; oc < block.oc1 - block.oc0; oc += kSide) {
+      const int64_t channels = min_of(kSide, block.oc1 - block.oc0 - oc);
+      for (int64_t row = 0; row < block.rows(); row += kRun) {
+        const int64_t count = min_of(kRun, block.rows() - row);
+        transpose_exactly(results + row * block.columns + oc, block.columns, count, channels, run, kRun);
+        for (int64_t c = 0; c < channels; ++c) {
+          store_row(problem, run + c * kRun, count, dst + (oc + c) * dst_channel + row, 1);
+        }
+      }
+    }
+  }
+
   template <class To>
   void store_channels(const Block& block, To* dst, const WeightStrides& strides, bool combine) {
     const int64_t taps = block.k1 - block.k0, out_channels = block.oc1 - block.oc0, rows = block.rows();
     const bool dot = plan.algorithm == Algorithm::kDot;
+    const bool in_order = strides.tap == 1 && (strides.in_channel == taps || block.ic1 - block.ic0 == 1);
     if constexpr (kStoredAsComputed<To>) {
-      if (!dot && !combine && strides.tap == 1 && (strides.in_channel == taps || block.ic1 - block.ic0 == 1)) {
+      if (!dot && !combine && in_order) {
         transpose_exactly(results, block.columns, rows, out_channels, dst, strides.out_channel);
         return;
       }
+    } else {
+      if (!dot && in_order) return store_narrowed(block, dst, strides.out_channel);
     }
     for (int64_t oc = 0; oc < out_channels; ++oc) {
       for (int64_t row = 0; row < rows; ++row) {

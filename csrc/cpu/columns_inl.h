@@ -1,4 +1,4 @@
-// conv1d and its input gradient where outputs are few positions long. An output position is a column: the inputs that
+// conv1d and its gradients where outputs are few positions long. An output position is a column: the inputs that
 // it meets are laid out as [in_channel][tap], just as a row of the weights is. Vectors lie along those and are full
 // whatever the length, and the weights, which are the traffic here, are read once and in their order.
 //
@@ -17,6 +17,44 @@ template <class Storage>
 struct ColumnOf<Storage, false> {
   using type = Acc<Storage>;
 };
+
+template <class Column, class Storage>
+Column as_column(Storage x) {
+  if constexpr (sizeof(Column) == sizeof(Storage)) {
+    return x;
+  } else {
+    return widen(x);
+  }
+}
+
+// dst[(q - q0) * pitch + (ic - ic0) * taps + k]: input channels [ic0, ic1) of a group for columns [q0, q1), which are
+// numbered n * out_length + t.
+template <class Storage, class Column>
+void fill_columns(
+    const Conv1dProblem& problem, const void* input, int64_t group, int64_t q0, int64_t q1, int64_t ic0, int64_t ic1,
+    Column* columns, int64_t pitch) {
+  const int64_t taps = problem.kernel_size, first = group * (problem.in_channels / problem.groups);
+  for (int64_t q = q0; q < q1; ++q) {
+    const int64_t n = q / problem.out_length, start = q % problem.out_length * problem.stride - problem.padding_left;
+    Column* dst = columns + (q - q0) * pitch;
+    for (int64_t ic = ic0; ic < ic1; ++ic, dst += taps) {
+      const Row<Storage> row{
+          static_cast<const Storage*>(input) + n * problem.input.batch + (first + ic) * problem.input.channel,
+          problem.input.position, problem.in_length, problem.padding_mode};
+      if constexpr (sizeof(Column) == sizeof(Acc<Storage>)) {
+        if (taps >= Vec<Acc<Storage>>::kLanes) {
+          pack_row(row, start, problem.dilation, taps, taps, dst);
+          continue;
+        }
+      }
+      for (int64_t k = 0, position = start; k < taps; ++k, position += problem.dilation) {
+        const bool inside = position >= 0 && position < row.length;
+        const int64_t source = inside ? position : source_position(row.padding_mode, position, row.length);
+        dst[k] = source < 0 ? Column{} : as_column<Column>(row.data[source * row.position_stride]);
+      }
+    }
+  }
+}
 
 template <class Storage>
 struct ForwardColumns {
@@ -48,36 +86,8 @@ struct ForwardColumns {
     for (int64_t r = 0; r < kDotRows; ++r) weight_row[r] = r * problem.weight.out_channel;
   }
 
-  void fill_columns(int64_t group, int64_t q0, int64_t q1, int64_t ic0, int64_t ic1) {
-    const int64_t taps = problem.kernel_size;
-    for (int64_t q = q0; q < q1; ++q) {
-      const int64_t n = q / problem.out_length, start = q % problem.out_length * problem.stride - problem.padding_left;
-      Column* dst = columns + column[q - q0];
-      for (int64_t ic = ic0; ic < ic1; ++ic, dst += taps) {
-        const Row<Storage> row{
-            static_cast<const Storage*>(args.input) + n * problem.input.batch +
-                (group * in_per_group + ic) * problem.input.channel,
-            problem.input.position, problem.in_length, problem.padding_mode};
-        if constexpr (sizeof(Column) == sizeof(T)) {
-          if (taps >= kLanes) {
-            pack_row(row, start, problem.dilation, taps, taps, dst);
-            continue;
-          }
-        }
-        for (int64_t k = 0, position = start; k < taps; ++k, position += problem.dilation) {
-          const bool inside = position >= 0 && position < row.length;
-          const int64_t source = inside ? position : source_position(row.padding_mode, position, row.length);
-          dst[k] = source < 0 ? Column{} : as_column(row.data[source * row.position_stride]);
-        }
-      }
-    }
-  }
-  static Column as_column(Storage x) {
-    if constexpr (sizeof(Column) == sizeof(Storage)) {
-      return x;
-    } else {
-      return widen(x);
-    }
+  void fill(int64_t group, int64_t q0, int64_t q1, int64_t ic0, int64_t ic1) {
+    fill_columns<Storage>(problem, args.input, group, q0, q1, ic0, ic1, columns, plan.panel_width);
   }
 
   // Adds channels [ic0, ic1) to the results of a few output channels: piece by piece, so that the weights stay in the
@@ -109,7 +119,7 @@ struct ForwardColumns {
     const bool whole = plan.channel_block >= in_per_group;
     for (int64_t ic = 0; ic < in_per_group; ic += plan.channel_block) {
       const int64_t ic_end = min_of(ic + plan.channel_block, in_per_group);
-      if (!whole) fill_columns(block.group, block.q0, block.q1, ic, ic_end);
+      if (!whole) fill(block.group, block.q0, block.q1, ic, ic_end);
       for (int64_t oc = block.oc0; oc < block.oc1; oc += kDotRows) {
         add_dots(oc, min_of(oc + kDotRows, block.oc1), count, ic, ic_end, results + (oc - block.oc0) * pitch);
       }
@@ -139,7 +149,7 @@ void forward_columns(
     const int64_t group = index / plan.position_blocks;
     const int64_t q0 = index % plan.position_blocks * plan.position_block;
     const int64_t q1 = min_of(q0 + plan.position_block, problem.batch * problem.out_length);
-    if (plan.channel_block >= kernel.in_per_group) kernel.fill_columns(group, q0, q1, 0, kernel.in_per_group);
+    if (plan.channel_block >= kernel.in_per_group) kernel.fill(group, q0, q1, 0, kernel.in_per_group);
     const int64_t first = group * kernel.out_per_group, oc_end = min_of(tile1 * kColumnRows, kernel.out_per_group);
     for (int64_t oc = tile0 * kColumnRows; oc < oc_end; oc += plan.out_block) {
       kernel.compute({group, q0, q1, first + oc, first + min_of(oc + plan.out_block, oc_end)});
@@ -353,6 +363,102 @@ void backward_input_columns(
     const int64_t ic_end = min_of(tile1 * kColumnChannels, kernel.in_per_group);
     for (int64_t ic = tile0 * kColumnChannels; ic < ic_end; ic += plan.channel_block) {
       kernel.compute({n0, n1, index % problem.groups, ic, min_of(ic + plan.channel_block, ic_end)});
+    }
+    unit += tile1 - tile0;
+  }
+}
+
+// conv1d_backward_weight where outputs are few positions long, in the whole batch: rows of the register tile are output
+// channels, vectors lie along the columns, and so along the weights' gradients as they are stored.
+template <class Storage>
+struct BackwardWeightColumns {
+  using T = Acc<Storage>;
+  const Conv1dProblem& problem;
+  const Plan& plan;
+  const BackwardWeightArgs& args;
+  const int64_t in_per_group = problem.in_channels / problem.groups;
+  const int64_t out_per_group = problem.out_channels / problem.groups;
+  const int64_t positions = problem.batch * problem.out_length;
+  T *columns, *grad, *results;
+  int64_t *column_step, *grad_step;
+
+  BackwardWeightColumns(const Conv1dProblem& p, const Plan& pl, const BackwardWeightArgs& a, void* memory)
+      : problem(p), plan(pl), args(a) {
+    Scratch scratch{static_cast<char*>(memory)};
+    columns = scratch.take<T>(plan.panel_elements);
+    grad = scratch.take<T>(plan.weight_elements);
+    results = scratch.take<T>(plan.result_elements);
+    column_step = scratch.take<int64_t>(plan.step_table);
+    grad_step = scratch.take<int64_t>(plan.step_table);
+    for (int64_t q = 0; q < plan.step_table; ++q) column_step[q] = q * plan.panel_width;
+  }
+
+  void fill(int64_t group, int64_t ic0, int64_t ic1) {
+    fill_columns<Storage>(problem, args.input, group, 0, positions, ic0, ic1, columns, plan.panel_width);
+  }
+
+  // grad[position][row]
+  void fill_grad(int64_t oc0, int64_t rows) {
+    for (int64_t n = 0; n < problem.batch; ++n) {
+      T* dst = grad + n * problem.out_length * rows;
+      const Storage* src =
+          static_cast<const Storage*>(args.grad_output) + n * problem.output.batch + oc0 * problem.output.channel;
+      for (int64_t row = 0; row < rows; ++row, src += problem.output.channel) {
+        for (int64_t t = 0; t < problem.out_length; ++t) dst[t * rows + row] = widen(src[t * problem.output.position]);
+      }
+    }
+  }
+
+  // A tile of output channels, from oc0 of all on, and input channels [ic0, ic1) of its group.
+  void compute(int64_t oc0, int64_t rows, int64_t ic0, int64_t ic1) {
+    fill_grad(oc0, rows);
+    const T zeros[kTileRows] = {};
+    Storage* first =
+        static_cast<Storage*>(args.grad_weight) + oc0 * problem.weight.out_channel + ic0 * problem.weight.in_channel;
+    Sums<T> sums;
+    sums.channels = positions;
+    sums.taps = 1;
+    sums.part_channels = kLongestPart;
+    sums.b_channel = plan.panel_width;
+    sums.tile.a = grad;
+    sums.tile.a_step = grad_step;
+    sums.tile.b = columns;
+    sums.tile.b_step = column_step;
+    sums.tile.init = zeros;
+    sums.tile.columns = (ic1 - ic0) * problem.kernel_size;
+    sums.tile.c = results;
+    sums.tile.c_row = plan.panel_width;
+    if constexpr (kStoredAsComputed<Storage>) {
+      if (plan.direct) {
+        sums.tile.c = first;
+        sums.tile.c_row = problem.weight.out_channel;
+      }
+    }
+    run_sums<T, true, 1>(sums, rows);
+    for (int64_t row = 0; row < rows && !plan.direct; ++row) {
+      store_row(
+          problem, results + row * plan.panel_width, sums.tile.columns, first + row * problem.weight.out_channel, 1);
+    }
+  }
+};
+
+// Work units: [group][block of input channels][tile of output channels].
+template <class Storage>
+void backward_weight_columns(
+    const Conv1dProblem& problem, const Plan& plan, const BackwardWeightArgs& args, void* scratch, int64_t begin,
+    int64_t end) {
+  BackwardWeightColumns<Storage> kernel(problem, plan, args, scratch);
+  const int64_t blocks = ceil_div(kernel.in_per_group, plan.channel_block);
+  for (int64_t unit = begin; unit < end;) {
+    const int64_t index = unit / plan.out_tiles, tile0 = unit % plan.out_tiles;
+    const int64_t tile1 = min_of(plan.out_tiles, tile0 + end - unit);
+    const int64_t group = index / blocks, ic = index % blocks * plan.channel_block;
+    const int64_t ic_end = min_of(ic + plan.channel_block, kernel.in_per_group);
+    kernel.fill(group, ic, ic_end);
+    for (int64_t tile = tile0; tile < tile1; ++tile) {
+      const int64_t oc = part_begin(kernel.out_per_group, plan.out_tiles, tile);
+      const int64_t rows = part_begin(kernel.out_per_group, plan.out_tiles, tile + 1) - oc;
+      kernel.compute(group * kernel.out_per_group + oc, rows, ic, ic_end);
     }
     unit += tile1 - tile0;
   }

@@ -54,6 +54,8 @@ void backward_weight(
     int64_t end) {
   if (plan.algorithm == Algorithm::kDepthwise) {
     backward_weight_depthwise<Storage>(problem, plan, args, scratch, begin, end);
+  } else if (plan.algorithm == Algorithm::kColumns) {
+    backward_weight_columns<Storage>(problem, plan, args, scratch, begin, end);
   } else {
     backward_weight_panel<Storage>(problem, plan, args, scratch, begin, end);
   }

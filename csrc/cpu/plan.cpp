@@ -361,6 +361,33 @@ struct Planner {
     return plan;
   }
 
+  bool columns_suit_grad_weight() const {
+    // Laying out a column costs what it saves where it serves 8 output channels: that many are transposed in its place.
+    // (512->512, k 3: 1.2, 0.98 and 0.95 times as fast as the panel with 50, 100 and 200 positions.)
+    const int64_t positions = p.batch * p.out_length;
+    return positions <= kMostGradColumns && positions * 8 <= out_per_group && weights_in_order() &&
+           in_per_group * p.kernel_size >= 4 * tile.lanes && positions * p.kernel_size <= panel_budget;
+  }
+
+  Plan backward_weight_columns() const {
+    Plan plan{};
+    plan.algorithm = Algorithm::kColumns;
+    plan.reduction_chunks = 1;
+    const int64_t positions = p.batch * p.out_length;
+    plan.channel_block = balanced_block(in_per_group, panel_budget / positions / p.kernel_size, 1);
+    plan.tap_block = p.kernel_size;
+    plan.panel_width = row_width(plan.channel_block * p.kernel_size + tile.lanes);
+    plan.panel_elements = positions * plan.panel_width;
+    plan.direct = plain_store;
+    plan.weight_elements = positions * tile.rows;
+    plan.result_elements = plan.direct ? 0 : tile.rows * plan.panel_width;
+    plan.step_table = std::min(positions, kLongestPart);
+    plan.out_tiles = plan.pass_tiles = ceil_div(out_per_group, tile.rows);
+    plan.units = p.groups * ceil_div(in_per_group, plan.channel_block) * plan.out_tiles;
+    finish(plan, 2 * plan.step_table);
+    return plan;
+  }
+
   Plan backward_input() const {
     const bool edges = p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0;
     if (columns_suit_grad_input() && !edges) return backward_input_columns();
@@ -403,6 +430,7 @@ struct Planner {
   Plan backward_weight() const {
     // Up to four output channels for each of the input are taken one by one, unless the row has to be split for each.
     if (in_per_group == 1 && out_per_group <= (p.stride == 1 ? 4 : 2) && sums_fit()) return depthwise_weight();
+    if (columns_suit_grad_weight()) return backward_weight_columns();
     Plan plan{};
     const int64_t rows = in_per_group * p.kernel_size;
     // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and 15 % for adding up
