@@ -28,8 +28,9 @@ constexpr int64_t kPanelUses = 256;
 // strides (3 taps, stride 2, L 4000: 14, 20 and 26 GB/s with 4096, 2048 and 1024).
 constexpr int64_t kDepthwiseBlock = 4096, kStridedBlock = 1024;
 
-// Of packed weights or partial sums, which threads share: with the scratch memory of one this stays below 4 MiB.
-constexpr int64_t kMostSharedBytes = 3 << 20;
+// Of packed weights, and of those of one pass or partial sums, which threads share: with the scratch memory of one this
+// stays below 4 MiB.
+constexpr int64_t kMostSharedBytes = 3 << 20, kMostPartBytes = 5 << 19;
 
 // Output channels between two visits of a column's gradients, about: strips of so many weights of three vectors each
 // are read again for every few positions, and lie in the L1 cache, or, where the strides of the weights don't let them,
@@ -108,7 +109,10 @@ struct Planner {
     while (volume(std::min(channels, enough_channels)) > panel_budget && plan.position_block > enough_positions()) {
       plan.position_block = balanced_block(length, plan.position_block - tile_columns, tile.lanes);
     }
-    const int64_t parts = panel_budget / volume(1) / plan.part_channels;
+    // The weights that are packed together, where not all are, take no more than a panel: long kernels of few
+    // positions.
+    const int64_t channel_weights = all_packed ? 1 : plan.pack_tiles * tile.rows * plan.tap_block * sizes.pair;
+    const int64_t parts = panel_budget / std::max(volume(1), channel_weights) / plan.part_channels;
     plan.channel_block = std::min(channels, balanced_block(channels, parts * plan.part_channels, plan.part_channels));
     // Packed weights are in the order of channels, taps: a block of both is contiguous only if one of them is whole.
     if (plan.tap_block < taps) plan.channel_block = plan.part_channels = 1;
@@ -173,8 +177,8 @@ struct Planner {
     const int64_t group_weights = out_per_group * in_per_group * p.kernel_size + plan.out_tiles * kPackSlack;
     plan.packed_bytes = all_packed ? p.groups * group_weights * sizes.accumulate : 0;
     plan.pass_tiles = tiles;
-    if (all_packed && !fit_together()) {
-      plan.pass_tiles = balanced_block(tiles, kMostSharedBytes / tile_bytes(products), 1);
+    if (all_packed && !fit_together(rows)) {
+      plan.pass_tiles = balanced_block(tiles, kMostPartBytes / tile_bytes(products), 1);
       plan.packed_bytes = plan.pass_tiles * tile_bytes(products);
     }
     plan.weight_elements =
@@ -283,16 +287,18 @@ struct Planner {
                      : weights * 2 > cache.l2;
   }
 
-  // The packed weights of all groups, and those of one tile of sums of so many products.
-  bool fit_together() const {
-    return p.out_channels * in_per_group * p.kernel_size * sizes.accumulate <= kMostSharedBytes;
+  // The packed weights of all groups, of so many rows each, and those of one tile of sums of so many products.
+  bool fit_together(int64_t rows) const {
+    const int64_t slack = p.groups * ceil_div(rows, tile.rows) * kPackSlack * sizes.accumulate;
+    return p.out_channels * in_per_group * p.kernel_size * sizes.accumulate <= kMostSharedBytes &&
+           slack <= kMostSharedBytes / 8;
   }
   int64_t tile_bytes(int64_t products) const { return (tile.rows * products + kPackSlack) * sizes.accumulate; }
 
   // Packing all weights at once pays if `plan` would pack them for several panels, and must not take much memory.
   bool may_pack_all(const Plan& plan, int64_t rows, int64_t products) const {
     if (rows == 1 || ceil_div(p.batch, plan.batch_block) * plan.position_blocks < 3) return false;
-    if (fit_together()) return true;
+    if (fit_together(rows)) return true;
     // More weights are packed in passes, which each fill all panels again. Batches of short sequences gain by it: 8
     // times 768->768, k 3, L 128, would take a tenth of the time of an input gradient to pack. Longer sequences have
     // long panels, of some of the channels.
@@ -374,7 +380,8 @@ struct Planner {
     plan.algorithm = Algorithm::kColumns;
     plan.reduction_chunks = 1;
     const int64_t positions = p.batch * p.out_length;
-    plan.channel_block = balanced_block(in_per_group, panel_budget / positions / p.kernel_size, 1);
+    const int64_t width = panel_budget / std::max(positions, 4 * tile.rows);  // results of a tile in little memory, too
+    plan.channel_block = balanced_block(in_per_group, width / p.kernel_size, 1);
     plan.tap_block = p.kernel_size;
     plan.panel_width = row_width(plan.channel_block * p.kernel_size + tile.lanes);
     plan.panel_elements = positions * plan.panel_width;
@@ -489,7 +496,7 @@ struct Planner {
     const int64_t chunks = std::max<int64_t>(
         1, std::min(
                {ceil_div(16, blocks), p.batch * p.out_length / (dot ? 1024 : 4 * plan.reduction_block),
-                kMostSharedBytes / (p.out_channels * rows * sizes.accumulate)}));
+                kMostPartBytes / (p.out_channels * rows * sizes.accumulate)}));
     positions = std::clamp<int64_t>(positions, 1, ceil_div(p.batch * p.out_length, chunks));
     plan.position_block = balanced_block(p.out_length, positions, 1);
     plan.position_blocks = ceil_div(p.out_length, plan.position_block);
