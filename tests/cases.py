@@ -191,8 +191,9 @@ CASES = [
     Case(1, 33, 515, 34, 3, padding=(2, 2), dilation=2),
     Case(1, 60, 400, 20, 3, padding=(1, 1)),
     Case(1, 3, 1500, 5, 24, stride=12),
-    # Weight gradients added up in parts: of outer products (in small blocks), of dot products.
+    # Weight gradients added up in parts: of outer products (in small blocks), of dot products, of depthwise rows.
     Case(17, 3, 30, 8, 3),
+    Case(2, 2, 1100, 1, 3, padding=(1, 1)),
     Case(2, 3, 1100, 3, 3, padding=(1, 1), groups=3),
     # Depthwise rows in several blocks, read in place and by phase of the stride; taps in parts; strides with gaps.
     Case(2, 3, 5000, 3, 5, padding=(8, 8), dilation=4, groups=3, padding_mode="circular"),

@@ -25,6 +25,9 @@ CASES = [
     Case(16, 1, 5000, 1, 31),
     Case(64, 96, 3, 96, 3, padding=(1, 1)),
     Case(11, 500, 23, 400, 3, padding=(1, 0)),
+    # Weights that are packed in passes for a batch, but not for a single item.
+    Case(3, 500, 210, 560, 3, padding=(1, 1)),
+    Case(3, 500, 410, 560, 3, stride=2),
 ]
 
 

@@ -213,11 +213,13 @@ void check_plans(const std::vector<Met>& plans) {
       CHECK(met(op, [&](const Plan& p) { return p.algorithm == Algorithm::kPanel && p.pack_weight == way; }));
     }
     CHECK(met(op, uses(Algorithm::kDepthwise)));
+    CHECK(met(op, uses(Algorithm::kColumns)));
+    CHECK(met(op, [](const Plan& p) { return p.in_place; }));
     for (const bool direct : {false, true}) CHECK(met(op, [&](const Plan& p) { return p.direct == direct; }));
   }
-  CHECK(met(Op::kForward, uses(Algorithm::kColumns)));
+  CHECK(met(Op::kBackwardWeight, uses(Algorithm::kColumns)));
   CHECK(met(Op::kBackwardInput, [](const Plan& p) { return p.edge_units > 0; }));
-  for (const Algorithm algorithm : {Algorithm::kPanel, Algorithm::kDot}) {
+  for (const Algorithm algorithm : {Algorithm::kPanel, Algorithm::kDot, Algorithm::kDepthwise}) {
     for (const bool in_parts : {false, true}) {
       CHECK(met(Op::kBackwardWeight, [&](const Plan& p) {
         return p.algorithm == algorithm && (p.reduction_chunks > 1) == in_parts;
