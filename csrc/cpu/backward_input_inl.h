@@ -333,9 +333,7 @@ void backward_input_panel(
   using Kernel = BackwardInputPanel<Storage>;
   Kernel kernel(problem, plan, args, scratch);
   const int64_t positions = ceil_div(problem.in_length, problem.stride);
-  for (int64_t unit = begin; unit < end;) {
-    const int64_t index = unit / args.tile_count, tile0 = args.first_tile + unit % args.tile_count;
-    const int64_t tile1 = min_of(args.first_tile + args.tile_count, tile0 + end - unit);
+  const auto compute = [&](int64_t index, int64_t tile0, int64_t tile1) {
     const int64_t batch_index = index / plan.position_blocks / problem.groups;
     typename Kernel::Block block;
     block.n0 = batch_index * plan.batch_block;
@@ -350,8 +348,8 @@ void backward_input_panel(
     kernel.for_segments(tile0, tile1, [&](const typename Kernel::Segment& segment, int64_t from, int64_t to) {
       kernel.compute(block, segment, from, to);
     });
-    unit += tile1 - tile0;
-  }
+  };
+  for_blocks_of_tiles(begin, end, args.first_tile, args.tile_count, compute);
 }
 
 // Work units: [batch][group]. A unit adds all the padding of its channels, from left to right.

@@ -143,9 +143,7 @@ void forward_columns(
     const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, void* scratch, int64_t begin,
     int64_t end) {
   ForwardColumns<Storage> kernel(problem, plan, args, scratch);
-  for (int64_t unit = begin; unit < end;) {
-    const int64_t index = unit / plan.out_tiles, tile0 = unit % plan.out_tiles;
-    const int64_t tile1 = min_of(plan.out_tiles, tile0 + end - unit);
+  const auto compute = [&](int64_t index, int64_t tile0, int64_t tile1) {
     const int64_t group = index / plan.position_blocks;
     const int64_t q0 = index % plan.position_blocks * plan.position_block;
     const int64_t q1 = min_of(q0 + plan.position_block, problem.batch * problem.out_length);
@@ -154,8 +152,8 @@ void forward_columns(
     for (int64_t oc = tile0 * kColumnRows; oc < oc_end; oc += plan.out_block) {
       kernel.compute({group, q0, q1, first + oc, first + min_of(oc + plan.out_block, oc_end)});
     }
-    unit += tile1 - tile0;
-  }
+  };
+  for_blocks_of_tiles(begin, end, args.first_tile, args.tile_count, compute);
 }
 
 // c[row][lane] += sum over channels of a[channel][row] * b[channel][lane], where b is a tensor; pairs of channels are
@@ -356,16 +354,14 @@ void backward_input_columns(
     const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* scratch, int64_t begin,
     int64_t end) {
   BackwardInputColumns<Storage> kernel(problem, plan, args, scratch);
-  for (int64_t unit = begin; unit < end;) {
-    const int64_t index = unit / plan.out_tiles, tile0 = unit % plan.out_tiles;
-    const int64_t tile1 = min_of(plan.out_tiles, tile0 + end - unit);
+  const auto compute = [&](int64_t index, int64_t tile0, int64_t tile1) {
     const int64_t n0 = index / problem.groups * plan.batch_block, n1 = min_of(n0 + plan.batch_block, problem.batch);
     const int64_t ic_end = min_of(tile1 * kColumnChannels, kernel.in_per_group);
     for (int64_t ic = tile0 * kColumnChannels; ic < ic_end; ic += plan.channel_block) {
       kernel.compute({n0, n1, index % problem.groups, ic, min_of(ic + plan.channel_block, ic_end)});
     }
-    unit += tile1 - tile0;
-  }
+  };
+  for_blocks_of_tiles(begin, end, args.first_tile, args.tile_count, compute);
 }
 
 // conv1d_backward_weight where outputs are few positions long, in the whole batch: rows of the register tile are output
@@ -449,9 +445,7 @@ void backward_weight_columns(
     int64_t end) {
   BackwardWeightColumns<Storage> kernel(problem, plan, args, scratch);
   const int64_t blocks = ceil_div(kernel.in_per_group, plan.channel_block);
-  for (int64_t unit = begin; unit < end;) {
-    const int64_t index = unit / plan.out_tiles, tile0 = unit % plan.out_tiles;
-    const int64_t tile1 = min_of(plan.out_tiles, tile0 + end - unit);
+  const auto compute = [&](int64_t index, int64_t tile0, int64_t tile1) {
     const int64_t group = index / blocks, ic = index % blocks * plan.channel_block;
     const int64_t ic_end = min_of(ic + plan.channel_block, kernel.in_per_group);
     kernel.fill(group, ic, ic_end);
@@ -460,8 +454,8 @@ void backward_weight_columns(
       const int64_t rows = part_begin(kernel.out_per_group, plan.out_tiles, tile + 1) - oc;
       kernel.compute(group * kernel.out_per_group + oc, rows, ic, ic_end);
     }
-    unit += tile1 - tile0;
-  }
+  };
+  for_blocks_of_tiles(begin, end, 0, plan.out_tiles, compute);
 }
 
 }  // namespace

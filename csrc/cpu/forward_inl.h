@@ -217,16 +217,13 @@ void pack_forward(const Conv1dProblem& problem, const Plan& plan, const ForwardA
   }
 }
 
-// Work units: [batch block][group][position block][tile of output channels], the tiles of the pass. Units of one block
-// of outputs follow each other, so that a thread fills a panel once for all of its tiles.
+// Work units: [batch block][group][position block][tile of output channels], the tiles of the pass.
 template <class Storage>
 void forward_panel(
     const Conv1dProblem& problem, const Plan& plan, const ForwardArgs& args, void* scratch, int64_t begin,
     int64_t end) {
   ForwardPanel<Storage> kernel(problem, plan, args, scratch);
-  for (int64_t unit = begin; unit < end;) {
-    const int64_t index = unit / args.tile_count, tile0 = args.first_tile + unit % args.tile_count;
-    const int64_t tile1 = min_of(args.first_tile + args.tile_count, tile0 + end - unit);
+  const auto compute = [&](int64_t index, int64_t tile0, int64_t tile1) {
     const int64_t batch_index = index / plan.position_blocks / problem.groups;
     typename ForwardPanel<Storage>::Block block;
     block.n0 = batch_index * plan.batch_block;
@@ -237,8 +234,8 @@ void forward_panel(
     block.t1 = block_begin(problem.out_length, lanes, plan.position_blocks, i + 1);
     block.columns = (block.n1 - block.n0 - 1) * plan.item_pitch + block.t1 - block.t0;
     kernel.compute(block, tile0, tile1);
-    unit += tile1 - tile0;
-  }
+  };
+  for_blocks_of_tiles(begin, end, args.first_tile, args.tile_count, compute);
 }
 
 }  // namespace

@@ -59,6 +59,17 @@ struct PanelMemory {
   }
 };
 
+// Of work units [begin, end), which are [block][tile] with `count` tiles from `first` on, calls body(block, tile0,
+// tile1) for the tiles of one block after the other, so that a thread lays out a block once for all of its tiles.
+template <class Body>
+void for_blocks_of_tiles(int64_t begin, int64_t end, int64_t first, int64_t count, const Body& body) {
+  while (begin < end) {
+    const int64_t tile = begin % count, tiles = min_of(count - tile, end - begin);
+    body(begin / count, first + tile, first + tile + tiles);
+    begin += tiles;
+  }
+}
+
 // One channel of one batch item.
 template <class Storage>
 struct Row {

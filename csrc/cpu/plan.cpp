@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "cpu/planner.h"
 #include "cpu/tap_classes_inl.h"
 
 namespace conv1d_ext {
@@ -20,61 +21,19 @@ constexpr int64_t kColumnTiles = 12;
 // each row costs a page walk: copies of 32 rows ran at 7, 9, 12 and 24 GB/s in runs of 192, 384, 768 and 1536 floats.
 constexpr int64_t kLongestRun = 2048;
 
-// Multiplications of a panel's element, in tiles of rows, from which on the panel costs nothing that matters: 2 % of
-// the time at 192.
+// Multiplications of a panel's element, in tiles of rows, beyond which rows are not read where they lie: at 192
+// (512->512 channels, k 3) that saves 4 % of the time, at 640 (896->1024, k 5) nothing.
 constexpr int64_t kPanelUses = 256;
-
-// Positions of a row that are one work unit of a depthwise layer: 16 KB of floats, or 4 KB where all are copied, as for
-// strides (3 taps, stride 2, L 4000: 14, 20 and 26 GB/s with 4096, 2048 and 1024).
-constexpr int64_t kDepthwiseBlock = 4096, kStridedBlock = 1024;
 
 // Of packed weights, and of those of one pass or partial sums, which threads share: with the scratch memory of one this
 // stays below 4 MiB.
 constexpr int64_t kMostSharedBytes = 3 << 20, kMostPartBytes = 5 << 19;
 
-// Output channels between two visits of a column's gradients, about: strips of so many weights of three vectors each
-// are read again for every few positions, and lie in the L1 cache, or, where the strides of the weights don't let them,
-// in the L2 cache. With 32, 64 and 128 of them 2048 -> 4096 channels, k 3, L 21 take 11.6, 11.1 and 11.0 ms.
-constexpr int64_t kColumnsPart = 64;
-
-// Positions whose gradients are computed as columns, at most. At 128 and 192 they are 1.1 times as fast as by panels.
-constexpr int64_t kMostGradColumns = 192;
-
 // Output channels of a block of dot products, at least: the rows of grad_output that are read along with the panel.
 constexpr int64_t kDotBlock = 24;
 
-struct Planner {
-  const Conv1dProblem& p;
-  const ElementSizes sizes;
-  const TileShape& tile;
-  const CacheSizes cache;
-  const int64_t in_per_group = p.in_channels / p.groups;
-  const int64_t out_per_group = p.out_channels / p.groups;
-  const bool same_type = sizes.storage == sizes.accumulate;
-  const bool plain_store = same_type && !p.accumulate && !p.negate;
-  const int64_t tile_columns = tile.accumulators / tile.rows * tile.lanes;
-  // Half of the L2 cache for the panel: the rest is for weights, results and what streams by.
-  const int64_t panel_budget = std::min<int64_t>(cache.l2 / 2, 1 << 20) / sizes.accumulate;
-  // Taps k and k + period read the same phase of the input, period * dilation / stride positions apart.
-  const int64_t period = p.stride / std::gcd(p.stride, p.dilation);
-  const int64_t period_shift = p.dilation / std::gcd(p.stride, p.dilation);
-
-  // Positions in a row of the panel besides those of the outputs, for so many taps.
-  static int64_t halo(int64_t taps, int64_t phases, int64_t shift) { return (taps - 1) / phases * shift; }
-
-  // Rows are padded to an odd number of cache lines: at a multiple of 4096 bytes they would all share a few cache sets.
-  int64_t row_width(int64_t elements) const {
-    const int64_t line = 64 / sizes.accumulate;
-    return (ceil_div(elements, line) | 1) * line;
-  }
-
-  void finish(Plan& plan, int64_t tables) const {
-    plan.scratch_bytes =
-        int64_t{64} * 8 +
-        sizes.accumulate * (plan.panel_elements + plan.weight_elements + plan.result_elements + plan.panel_width) +
-        tables * int64_t{sizeof(int64_t)};
-  }
-
+// Panels, and the dot products of weight gradients.
+struct PanelPlanner : Planner {
   // Block sizes for an operator whose panel has `channels` rows of phases and whose tile has `rows` rows, over `length`
   // positions and `taps` taps per position. `spread`: positions added to each row of the panel, besides the halo.
   // `all_packed`: the weights are.
@@ -143,7 +102,8 @@ struct Planner {
       Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t pitch, int64_t position_stride,
       bool all_packed) const {
     // A panel is a copy, one load and one store for the multiplications of all tiles of rows and taps; but it lies
-    // together in the cache, where rows at a multiple of 4096 bytes share a few sets.
+    // together in the cache, where rows at a multiple of 4096 bytes share a few sets: without it 256 rows 16 KB apart
+    // take 5 % less time, 64 KB apart 2 % more, 512 such rows 10 % more.
     const int64_t uses = ceil_div(rows, tile.rows) * p.kernel_size;
     const int64_t clash = channels * std::gcd(pitch * sizes.storage, cache.l2 / 16);
     plan.in_place = p.stride == 1 && same_type && position_stride == 1 && plan.batch_block == 1 && uses <= kPanelUses &&
@@ -191,68 +151,8 @@ struct Planner {
     finish(plan, 2 * plan.step_table);
   }
 
-  // Whether a depthwise layer's row, split by `phases`, fits the cache with a block of it: else the panel takes the
-  // taps in blocks, or by rows of their own, or transposes many phases. `spread` as in panel_blocks.
-  bool rows_fit(int64_t phases, int64_t spread) const {
-    const int64_t halo_length = halo(p.kernel_size, phases, period_shift);
-    return phases <= kMostPhases && phases * (halo_length + spread + 8 * tile.lanes) <= panel_budget / 2;
-  }
-
-  // `results` rows of `length` positions, from rows split by `phases`.
-  Plan depthwise(int64_t length, int64_t rows, int64_t phases, int64_t results, int64_t spread) const {
-    Plan plan{};
-    plan.algorithm = Algorithm::kDepthwise;
-    plan.reduction_chunks = 1;
-    const int64_t halo_length = halo(p.kernel_size, std::min(period, p.kernel_size), period_shift);
-    const int64_t limit =
-        p.stride == 1 ? kDepthwiseBlock : std::max(kStridedBlock / std::max(phases, results), halo_length);
-    plan.position_block = balanced_block(length, limit, tile.lanes);
-    plan.position_blocks = ceil_div(length, plan.position_block);
-    plan.tap_block = p.kernel_size;
-    plan.channel_block = plan.part_channels = plan.out_block = plan.out_tiles = plan.pass_tiles = 1;
-    plan.panel_phases = period;
-    plan.phase_shift = period_shift;
-    plan.step_table = std::min(period, p.kernel_size);
-    plan.panel_width = row_width(plan.position_block + halo_length + spread + 2 * tile.lanes);
-    plan.panel_elements = phases * plan.panel_width;
-    plan.result_elements = results * plan.position_block;
-    plan.weight_elements = p.kernel_size;
-    plan.units = p.batch * rows * plan.position_blocks;
-    finish(plan, 3 * plan.step_table);
-    return plan;
-  }
-
-  // Whether weight gradients may be dot products of depthwise rows: with a vector of sums for each tap.
-  bool sums_fit() const {
-    return rows_fit(std::min(period, p.kernel_size), 0) && p.kernel_size * tile.lanes <= panel_budget / 2;
-  }
-
-  Plan depthwise_weight() const {
-    Plan plan = depthwise(p.out_length, p.out_channels, std::min(period, p.kernel_size), 1, 0);
-    // A lane's part of the sum over a block is not too long, and few channels have enough parts for the threads.
-    const int64_t positions = p.batch * p.out_length;
-    const int64_t chunks = std::clamp<int64_t>(ceil_div(16, p.out_channels), 1, std::max<int64_t>(1, positions / 1024));
-    const int64_t longest = std::min({plan.position_block, kLongestPart * tile.lanes, ceil_div(positions, chunks)});
-    plan.position_block = balanced_block(p.out_length, longest, tile.lanes);
-    plan.position_blocks = ceil_div(p.out_length, plan.position_block);
-    plan.reduction_chunks = std::clamp<int64_t>(chunks, 1, std::max<int64_t>(1, p.batch * plan.position_blocks));
-    plan.weight_elements = p.output.position == 1 ? 0 : plan.position_block;
-    plan.result_elements = p.kernel_size * tile.lanes;
-    plan.units = plan.reduction_chunks * p.out_channels;
-    plan.partial_bytes = plan.reduction_chunks == 1 ? 0 : plan.units * p.kernel_size * sizes.accumulate;
-    finish(plan, 3 * plan.step_table);
-    return plan;
-  }
-
   Plan forward() const {
-    // Two output channels for each of the input are taken one by one: a panel would be filled for just them, as a row
-    // is split by phase.
-    const int64_t input_phases = std::min(period, p.kernel_size);
-    if (in_per_group == 1 && out_per_group <= (p.stride == 1 ? 2 : 1) && rows_fit(input_phases, 0)) {
-      return depthwise(p.out_length, p.out_channels, input_phases, 1, 0);
-    }
     Plan plan{};
-    if (columns_suit_output()) return forward_columns();
     // A row per phase of the stride, or one per tap where that is less to copy: dilation beyond the block.
     const int64_t phases = std::min(period, p.kernel_size);
     const int64_t block = std::min(p.out_length, kColumnTiles * tile_columns);
@@ -272,21 +172,6 @@ struct Planner {
     return plan;
   }
 
-  // Outputs that fill less than a vector; else one block of columns at most, and many weights, which the panel packs
-  // for a single use at batch 1. The price is paid by large batches, which the choice must not depend on: of 2048 ->
-  // 4096 channels, k 3, L 21, batches of 1, 4 and 16 ran 1.16, 0.86 and 0.86 times as fast as the panel (bfloat16: 3.1,
-  // 0.83 and 1.1), of 512 channels, L 8, bfloat16, batches of 1, 4 and 64 4.3, 1.9 and, in two runs on a busy machine,
-  // 0.56 and 1.03 times.
-  bool columns_suit_output() const {
-    const int64_t length = in_per_group * p.kernel_size;
-    if (length < 4 * tile.lanes || !weights_in_order()) return false;
-    if (p.out_length * 2 <= tile.lanes) return true;
-    const int64_t weights = out_per_group * length * sizes.storage;
-    if (p.out_length > kMostColumns) return false;
-    return same_type ? weights > 16 * cache.l2 && p.out_length * 3 <= round_up(p.out_length, tile.lanes) * 2
-                     : weights * 2 > cache.l2;
-  }
-
   // The packed weights of all groups, of so many rows each, and those of one tile of sums of so many products.
   bool fit_together(int64_t rows) const {
     const int64_t slack = p.groups * ceil_div(rows, tile.rows) * kPackSlack * sizes.accumulate;
@@ -299,113 +184,18 @@ struct Planner {
   bool may_pack_all(const Plan& plan, int64_t rows, int64_t products) const {
     if (rows == 1 || ceil_div(p.batch, plan.batch_block) * plan.position_blocks < 3) return false;
     if (fit_together(rows)) return true;
-    // More weights are packed in passes, which each fill all panels again. Batches of short sequences gain by it: 8
-    // times 768->768, k 3, L 128, would take a tenth of the time of an input gradient to pack. Longer sequences have
-    // long panels, of some of the channels.
+    // More weights are packed in passes, which each fill all panels again. Batches of short sequences gain by it: 6 %
+    // of the time of 8 times 768->768, k 3, L 128, and of its input gradient for L 240. Longer sequences have long
+    // panels, of some of the channels.
     return p.groups == 1 && p.padding_mode == PaddingMode::kZeros && plan.position_blocks == 1 &&
            plan.position_block < kColumnTiles / 2 * tile_columns && 4 * tile_bytes(products) <= kMostSharedBytes;
   }
 
-  Plan forward_columns() const {
-    Plan plan{};
-    plan.algorithm = Algorithm::kColumns;
-    plan.reduction_chunks = 1;
-    plan.position_block = std::clamp<int64_t>(p.batch * p.out_length, 1, kMostColumns);
-    plan.position_blocks = ceil_div(p.batch * p.out_length, plan.position_block);
-    // The columns of a block in 5/8 of the L2 cache; as many channels for few columns, since blocks of channels are
-    // added up one after the other, and that must not depend on the batch. They are laid out again for each block of
-    // output channels.
-    const int64_t column = panel_budget * 5 / 4 * sizes.pair / kMostColumns;
-    plan.channel_block = std::min(in_per_group, balanced_block(in_per_group, column / p.kernel_size, 1));
-    plan.tap_block = p.kernel_size;
-    plan.panel_width = row_width(ceil_div(plan.channel_block * p.kernel_size, sizes.pair)) * sizes.pair;
-    plan.panel_elements = plan.position_block * plan.panel_width / sizes.pair;
-    plan.out_tiles = plan.pass_tiles = ceil_div(out_per_group, kColumnRows);
-    plan.out_block = std::min(out_per_group, 96 * kColumnRows);
-    const int64_t pitch = round_up(plan.position_block, tile.lanes);
-    plan.result_elements = plan.out_block * pitch;
-    plan.weight_elements = kColumnRows * pitch * tile.lanes;
-    plan.units = p.groups * plan.position_blocks * plan.out_tiles;
-    finish(plan, 0);
-    return plan;
-  }
-
-  // Weights that are read in their order.
-  bool weights_in_order() const { return p.weight.tap == 1 && p.weight.in_channel == p.kernel_size; }
-
-  bool columns_suit_grad_input() const {
-    const bool fits = p.out_length <= kMostGradColumns && kMostGradColumns * p.kernel_size <= panel_budget &&
-                      p.padding_left + p.in_length + p.padding_right <= panel_budget;
-    // Adding up the columns takes as long as 16 output channels or so: with 8, 16, 32 and 64 of them, 512 input
-    // channels, k 3, L 20, batch 16, this ran 0.15, 0.68, 0.79 and 1.0 times as fast as the panel.
-    if (!fits || !weights_in_order() || out_per_group < 64) return false;
-    // The panel is as fast where it can pack weights of the same type that stay in the cache, and wastes few lanes.
-    const bool many_weights = out_per_group * in_per_group * p.kernel_size * sizes.storage > cache.l2;
-    return !same_type || many_weights || p.out_length * 10 < round_up(p.out_length, tile.lanes) * 9;
-  }
-
-  Plan backward_input_columns() const {
-    Plan plan{};
-    plan.algorithm = Algorithm::kColumns;
-    plan.reduction_chunks = 1;
-    plan.position_block = p.out_length;
-    plan.batch_block = std::clamp<int64_t>(kMostGradColumns / p.out_length, 1, p.batch);
-    const int64_t positions = plan.batch_block * p.out_length;
-    plan.part_channels = balanced_block(out_per_group, kColumnsPart, 2);
-    // Columns and the weights that pass by, from one visit of a column to the next, in half of the L2 cache.
-    const int64_t channels = panel_budget / (positions + plan.part_channels) / p.kernel_size;
-    plan.channel_block = std::clamp<int64_t>(
-        channels < kColumnChannels ? channels : channels / kColumnChannels * kColumnChannels, 1, in_per_group);
-    plan.tap_block = p.kernel_size;
-    plan.panel_width = row_width(plan.channel_block * p.kernel_size);
-    plan.panel_elements = positions * plan.panel_width;
-    plan.weight_elements = (plan.part_channels + 1) * positions;
-    plan.result_elements = p.padding_left + p.in_length + p.padding_right;
-    plan.out_tiles = plan.pass_tiles = ceil_div(in_per_group, kColumnChannels);
-    plan.units = ceil_div(p.batch, plan.batch_block) * p.groups * plan.out_tiles;
-    finish(plan, 0);
-    return plan;
-  }
-
-  bool columns_suit_grad_weight() const {
-    // Laying out a column costs what it saves where it serves 8 output channels: that many are transposed in its place.
-    // (512->512, k 3: 1.2, 0.98 and 0.95 times as fast as the panel with 50, 100 and 200 positions.)
-    const int64_t positions = p.batch * p.out_length;
-    return positions <= kMostGradColumns && positions * 8 <= out_per_group && weights_in_order() &&
-           in_per_group * p.kernel_size >= 4 * tile.lanes && positions * p.kernel_size <= panel_budget;
-  }
-
-  Plan backward_weight_columns() const {
-    Plan plan{};
-    plan.algorithm = Algorithm::kColumns;
-    plan.reduction_chunks = 1;
-    const int64_t positions = p.batch * p.out_length;
-    const int64_t width = panel_budget / std::max(positions, 4 * tile.rows);  // results of a tile in little memory, too
-    plan.channel_block = balanced_block(in_per_group, width / p.kernel_size, 1);
-    plan.tap_block = p.kernel_size;
-    plan.panel_width = row_width(plan.channel_block * p.kernel_size + tile.lanes);
-    plan.panel_elements = positions * plan.panel_width;
-    plan.direct = plain_store;
-    plan.weight_elements = positions * tile.rows;
-    plan.result_elements = plan.direct ? 0 : tile.rows * plan.panel_width;
-    plan.step_table = std::min(positions, kLongestPart);
-    plan.out_tiles = plan.pass_tiles = ceil_div(out_per_group, tile.rows);
-    plan.units = p.groups * ceil_div(in_per_group, plan.channel_block) * plan.out_tiles;
-    finish(plan, 2 * plan.step_table);
-    return plan;
-  }
-
   Plan backward_input() const {
-    const bool edges = p.padding_mode != PaddingMode::kZeros && p.padding_left + p.padding_right > 0;
-    if (columns_suit_grad_input() && !edges) return backward_input_columns();
+    Plan plan{};
     const int64_t positions = ceil_div(p.in_length, p.stride);
     const TapClasses classes{p, period};
-    // grad_output positions that the classes of taps lie apart: offset(0) - offset(count - 1), at most.
-    const int64_t spread = (classes.count - 1) * p.dilation / p.stride + 1;
-    if (in_per_group == 1 && out_per_group == 1 && !edges && rows_fit(classes.count, spread)) {
-      return depthwise(positions, p.in_channels, 1, classes.count, spread);
-    }
-    Plan plan{};
+    const int64_t spread = class_spread(classes.count);
     const int64_t rows = in_per_group * classes.count;
     int64_t tiles = 0;
     for (int64_t first = 0; first < classes.count; first = classes.segment_from(first).end) {
@@ -426,7 +216,7 @@ struct Planner {
     plan.panel_phases = period;
     read_in_place(plan, out_per_group, rows, positions, p.output.channel, p.output.position, all_packed);
     rows_and_units(plan, rows, tiles, out_per_group * taps, p.input.position, p.stride, all_packed);
-    if (edges) {
+    if (pads_with_input()) {
       plan.edge_units = p.batch * p.groups;
       plan.result_elements += 2 * in_per_group;  // the sums of what is added to the first position and to the last
       finish(plan, 2 * plan.step_table);
@@ -435,9 +225,6 @@ struct Planner {
   }
 
   Plan backward_weight() const {
-    // Up to four output channels for each of the input are taken one by one, unless the row has to be split for each.
-    if (in_per_group == 1 && out_per_group <= (p.stride == 1 ? 4 : 2) && sums_fit()) return depthwise_weight();
-    if (columns_suit_grad_weight()) return backward_weight_columns();
     Plan plan{};
     const int64_t rows = in_per_group * p.kernel_size;
     // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and 15 % for adding up
@@ -520,7 +307,7 @@ struct Planner {
     plan.weight_elements = dot && p.output.position == 1 ? 0 : plan.batch_block * plan.position_block * columns + 64;
     plan.result_elements = plan.channel_block * plan.tap_block * columns * (dot ? tile.lanes : 1);
 
-    plan.out_tiles = 1;
+    plan.out_tiles = plan.pass_tiles = 1;
     plan.units = plan.reduction_chunks * blocks;
     plan.partial_bytes = plan.reduction_chunks == 1
                              ? 0
@@ -566,7 +353,9 @@ CacheSizes cache_sizes() { return chosen_cache_sizes(); }
 void set_cache_sizes(CacheSizes sizes) { chosen_cache_sizes() = sizes; }
 
 Plan make_plan(Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache) {
-  const Planner planner{problem, sizes, tile, cache};
+  const PanelPlanner planner{{problem, sizes, tile, cache}};
+  if (const auto plan = depthwise_plan(op, planner)) return *plan;
+  if (const auto plan = columns_plan(op, planner)) return *plan;
   switch (op) {
     case Op::kForward:
       return planner.forward();

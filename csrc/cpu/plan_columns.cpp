@@ -1,0 +1,134 @@
+#include "cpu/planner.h"
+
+namespace conv1d_ext {
+namespace {
+
+// Output channels between two visits of a column's gradients, about: strips of so many weights of three vectors each
+// are read again for every few positions, and lie in the L1 cache, or, where the strides of the weights don't let them,
+// in the L2 cache. With 32, 64 and 128 of them 2048 -> 4096 channels, k 3, L 21 take 11.6, 11.1 and 11.0 ms.
+constexpr int64_t kColumnsPart = 64;
+
+// Positions whose gradients are computed as columns, at most: input gradients of batches of 8 to 64 are 1.3 times as
+// fast as by panels at 50 positions (512->512 and 1024->1024 channels, k 3), 1.1 times at 128 (768->768, k 3), 0.97 at
+// 160 (512->512, k 5), but a single item 1.3 times at 128, too.
+constexpr int64_t kMostGradColumns = 192;
+
+struct ColumnsPlanner : Planner {
+  // Outputs that fill less than a vector; else one block of columns at most, and many weights, which the panel packs
+  // for a single use at batch 1. The price is paid by large batches, which the choice must not depend on: of 2048 ->
+  // 4096 channels, k 3, L 21, batches of 1, 4 and 16 ran 1.16, 0.86 and 0.86 times as fast as the panel (bfloat16: 3.1,
+  // 0.83 and 1.1), of 512 channels, L 8, bfloat16, batches of 1, 4 and 64 4.3, 1.9 and, in two runs on a busy machine,
+  // 0.56 and 1.03 times.
+  bool suits_output() const {
+    const int64_t length = in_per_group * p.kernel_size;
+    if (length < 4 * tile.lanes || !weights_in_order()) return false;
+    if (p.out_length * 2 <= tile.lanes) return true;
+    const int64_t weights = out_per_group * length * sizes.storage;
+    if (p.out_length > kMostColumns) return false;
+    return same_type ? weights > 16 * cache.l2 && p.out_length * 3 <= round_up(p.out_length, tile.lanes) * 2
+                     : weights * 2 > cache.l2;
+  }
+
+  Plan forward() const {
+    Plan plan{};
+    plan.algorithm = Algorithm::kColumns;
+    plan.reduction_chunks = 1;
+    plan.position_block = std::clamp<int64_t>(p.batch * p.out_length, 1, kMostColumns);
+    plan.position_blocks = ceil_div(p.batch * p.out_length, plan.position_block);
+    // The columns of a block in 5/8 of the L2 cache; as many channels for few columns, since blocks of channels are
+    // added up one after the other, and that must not depend on the batch. They are laid out again for each block of
+    // output channels.
+    const int64_t column = panel_budget * 5 / 4 * sizes.pair / kMostColumns;
+    plan.channel_block = std::min(in_per_group, balanced_block(in_per_group, column / p.kernel_size, 1));
+    plan.tap_block = p.kernel_size;
+    plan.panel_width = row_width(ceil_div(plan.channel_block * p.kernel_size, sizes.pair)) * sizes.pair;
+    plan.panel_elements = plan.position_block * plan.panel_width / sizes.pair;
+    plan.out_tiles = plan.pass_tiles = ceil_div(out_per_group, kColumnRows);
+    plan.out_block = std::min(out_per_group, 96 * kColumnRows);
+    const int64_t pitch = round_up(plan.position_block, tile.lanes);
+    plan.result_elements = plan.out_block * pitch;
+    plan.weight_elements = kColumnRows * pitch * tile.lanes;
+    plan.units = p.groups * plan.position_blocks * plan.out_tiles;
+    finish(plan, 0);
+    return plan;
+  }
+
+  bool suits_grad_input() const {
+    const bool fits = p.out_length <= kMostGradColumns && kMostGradColumns * p.kernel_size <= panel_budget &&
+                      p.padding_left + p.in_length + p.padding_right <= panel_budget;
+    // Adding up the columns takes as long as 16 output channels or so: with 8, 16, 32 and 64 of them, 512 input
+    // channels, k 3, L 20, batch 16, this ran 0.15, 0.68, 0.79 and 1.0 times as fast as the panel.
+    if (!fits || !weights_in_order() || pads_with_input() || out_per_group < 64) return false;
+    // The panel is as fast where it can pack weights of the same type that stay in the cache, and wastes few lanes.
+    const bool many_weights = out_per_group * in_per_group * p.kernel_size * sizes.storage > cache.l2;
+    return !same_type || many_weights || p.out_length * 10 < round_up(p.out_length, tile.lanes) * 9;
+  }
+
+  Plan backward_input() const {
+    Plan plan{};
+    plan.algorithm = Algorithm::kColumns;
+    plan.reduction_chunks = 1;
+    plan.position_block = p.out_length;
+    plan.batch_block = std::clamp<int64_t>(kMostGradColumns / p.out_length, 1, p.batch);
+    const int64_t positions = plan.batch_block * p.out_length;
+    plan.part_channels = balanced_block(out_per_group, kColumnsPart, 2);
+    // Columns and the weights that pass by, from one visit of a column to the next, in half of the L2 cache.
+    const int64_t channels = panel_budget / (positions + plan.part_channels) / p.kernel_size;
+    plan.channel_block = std::clamp<int64_t>(
+        channels < kColumnChannels ? channels : channels / kColumnChannels * kColumnChannels, 1, in_per_group);
+    plan.tap_block = p.kernel_size;
+    plan.panel_width = row_width(plan.channel_block * p.kernel_size);
+    plan.panel_elements = positions * plan.panel_width;
+    plan.weight_elements = (plan.part_channels + 1) * positions;
+    plan.result_elements = p.padding_left + p.in_length + p.padding_right;
+    plan.out_tiles = plan.pass_tiles = ceil_div(in_per_group, kColumnChannels);
+    plan.units = ceil_div(p.batch, plan.batch_block) * p.groups * plan.out_tiles;
+    finish(plan, 0);
+    return plan;
+  }
+
+  bool suits_grad_weight() const {
+    // Laying out a column costs what it saves where it serves 8 output channels: that many are transposed in its place.
+    // (512->512, k 3: 1.2, 0.98 and 0.95 times as fast as the panel with 50, 100 and 200 positions.)
+    const int64_t positions = p.batch * p.out_length;
+    return positions <= kMostGradColumns && positions * 8 <= out_per_group && weights_in_order() &&
+           in_per_group * p.kernel_size >= 4 * tile.lanes && positions * p.kernel_size <= panel_budget;
+  }
+
+  Plan backward_weight() const {
+    Plan plan{};
+    plan.algorithm = Algorithm::kColumns;
+    plan.reduction_chunks = 1;
+    const int64_t positions = p.batch * p.out_length;
+    const int64_t width = panel_budget / std::max(positions, 4 * tile.rows);  // results of a tile in little memory, too
+    plan.channel_block = balanced_block(in_per_group, width / p.kernel_size, 1);
+    plan.tap_block = p.kernel_size;
+    plan.panel_width = row_width(plan.channel_block * p.kernel_size + tile.lanes);
+    plan.panel_elements = positions * plan.panel_width;
+    plan.direct = plain_store;
+    plan.weight_elements = positions * tile.rows;
+    plan.result_elements = plan.direct ? 0 : tile.rows * plan.panel_width;
+    plan.step_table = std::min(positions, kLongestPart);
+    plan.out_tiles = plan.pass_tiles = ceil_div(out_per_group, tile.rows);
+    plan.units = p.groups * ceil_div(in_per_group, plan.channel_block) * plan.out_tiles;
+    finish(plan, 2 * plan.step_table);
+    return plan;
+  }
+};
+
+}  // namespace
+
+std::optional<Plan> columns_plan(Op op, const Planner& base) {
+  const ColumnsPlanner planner{base};
+  switch (op) {
+    case Op::kForward:
+      return planner.suits_output() ? std::optional(planner.forward()) : std::nullopt;
+    case Op::kBackwardInput:
+      return planner.suits_grad_input() ? std::optional(planner.backward_input()) : std::nullopt;
+    case Op::kBackwardWeight:
+      return planner.suits_grad_weight() ? std::optional(planner.backward_weight()) : std::nullopt;
+  }
+  return std::nullopt;
+}
+
+}  // namespace conv1d_ext
