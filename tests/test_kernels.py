@@ -161,6 +161,8 @@ LARGE = [
     Case(130, 24, 9, 40, 3, padding=(1, 1)),
     Case(1, 1, 20000, 130, 400, stride=160),
     Case(2, 40, 6000, 40, 4, padding=(3, 0), groups=40),
+    Case(3, 500, 210, 560, 3, padding=(1, 1)),  # weights in passes
+    Case(1, 600, 21, 700, 3, padding=(1, 1)),  # columns, for blocks of channels
 ]
 
 
