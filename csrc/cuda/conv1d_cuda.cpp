@@ -138,7 +138,7 @@ std::optional<Target> find_target(const at::Tensor& a, const at::Tensor& b) {
 // The workspace is given back while the kernels are still to run: to the same stream, whose next user comes after them.
 void compute(Op op, const Target& target, const Conv1dProblem& problem, const Pointers& pointers) {
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  const int64_t bytes = workspace_bytes(op, target.type, problem, target.device);
+  const int64_t bytes = workspace_bytes(op, target.type, problem, target.device, pointers);
   at::Tensor workspace;
   if (bytes > 0) workspace = at::empty({bytes}, at::TensorOptions(stream.device()).dtype(at::kByte));
   run(op, target.type, problem, target.device, pointers, bytes > 0 ? workspace.mutable_data_ptr() : nullptr,

@@ -13,11 +13,16 @@ struct Residue {
   int taps, first_tap, tap_step;  // tap i is the kernel's tap first_tap + i * tap_step
 };
 
-__device__ inline int residues(const Correlation& c) { return c.is_backward ? c.stride : 1; }
+__device__ inline int residues(const Correlation& c) {
+  return !c.is_backward ? 1 : c.stride < c.result_length ? c.stride : c.result_length;
+}
 __device__ inline int column_step(const Correlation& c) { return c.is_backward ? c.stride : 1; }
 
 __device__ inline Residue residue_of(const Correlation& c, int residue) {
-  if (!c.is_backward) return {c.result_length, -c.padding_left, c.stride, c.dilation, c.kernel_size, 0, 1};
+  if (!c.is_backward) {
+    const int first = c.first_column * c.stride - c.padding_left;
+    return {c.result_length, first, c.stride, c.dilation, c.kernel_size, 0, 1};
+  }
   // Input position j meets output position t in tap k where j + padding_left == t * stride + k * dilation.
   Residue r{};
   r.columns = residue < c.result_length ? (c.result_length - residue - 1) / c.stride + 1 : 0;
@@ -31,7 +36,7 @@ __device__ inline Residue residue_of(const Correlation& c, int residue) {
   // From the last tap to the first, so that positions grow.
   r.first_tap = lowest + (r.taps - 1) * tap_step;
   r.tap_step = -tap_step;
-  r.first = static_cast<int>((padded - int64_t{r.first_tap} * c.dilation) / c.stride);
+  r.first = c.first_column + static_cast<int>((padded - int64_t{r.first_tap} * c.dilation) / c.stride);
   return r;
 }
 
@@ -51,9 +56,10 @@ __device__ inline void store_sum(
   result.store(at, narrow<T>(sum));
 }
 
-// Where weight[row, channel, tap] of a group is.
+// Where weight[row, channel, tap] of a group is. Unfolded, the channels are pairs of a channel and one of `taps` taps.
 struct WeightView {
   int64_t group, row, channel, tap;
+  int taps = 1;
 };
 
 }  // namespace conv1d_ext::cuda

@@ -32,7 +32,7 @@ struct Global {
   T* data;
   __device__ T load(int64_t i) const { return data[i]; }
   __device__ void store(int64_t i, T value) const { data[i] = value; }
-  __device__ Global<T> from(int64_t i) const { return {data + i}; }
+  __host__ __device__ Global<T> from(int64_t i) const { return {data + i}; }
   __device__ bool is_null() const { return data == nullptr; }
 };
 

@@ -36,8 +36,10 @@ bool fits(const Conv1dProblem& p) {
          p.in_channels < kLimit && p.out_channels < kLimit;
 }
 
-int64_t workspace_bytes(Op op, Type type, const Conv1dProblem& problem, const Device& device, const Choice& choice) {
-  return run_for(type)(op, problem, device, {}, nullptr, nullptr, choice);
+int64_t workspace_bytes(
+    Op op, Type type, const Conv1dProblem& problem, const Device& device, const Pointers& pointers,
+    const Choice& choice) {
+  return run_for(type)(op, problem, device, pointers, nullptr, nullptr, choice);
 }
 
 void run(

@@ -41,16 +41,17 @@ struct Choice {
   enum class Staging { kAny, kWindow, kGather, kUnfold } staging = Staging::kAny;
 };
 
-// Global memory that `run` needs for what it computes on the way, aligned to 16 bytes.
-int64_t workspace_bytes(
-    Op op, Type type, const Conv1dProblem& problem, const Device& device, const Choice& choice = {});
-
 struct Pointers {
   const void* signal;  // input; in backward_input and backward_bias: grad_output
   const void* factor;  // weight; in backward_weight: grad_output; in backward_bias: null
   const void* bias;    // [C_out], contiguous, or null; in forward alone
   void* result;
 };
+
+// Global memory that `run` needs for what it computes on the way, aligned to 16 bytes.
+int64_t workspace_bytes(
+    Op op, Type type, const Conv1dProblem& problem, const Device& device, const Pointers& pointers,
+    const Choice& choice = {});
 
 // Starts the kernels that compute `op`. Batch, channels and lengths are at least 1. Errors of launches are the CUDA
 // runtime's last error.

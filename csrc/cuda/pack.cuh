@@ -14,8 +14,7 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_weights(
     const Global<const typename Units::Storage> weight, const Global<typename Units::Storage> packed) {
   using T = typename Units::Storage;
   constexpr int kChannels = kRowChannels<T>;
-  const bool unfold = plan.staging == Staging::kUnfold;
-  const int64_t channels = unfold ? c.channels * c.kernel_size : c.channels;
+  const bool unfold = view.taps > 1;
   const int64_t rows = plan.row_tiles * Units::kRows;
   for (int64_t i = block_index() * kThreads + thread_index(); i < plan.packed_elements; i += block_count() * kThreads) {
     int64_t rest = i;
@@ -25,13 +24,13 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_weights(
     rest /= rows;
     channel += rest % plan.channel_blocks * kChannels;
     rest /= plan.channel_blocks;
-    int64_t tap = rest % plan.packed_taps;
-    const int64_t group = rest / plan.packed_taps;
+    int64_t tap = rest % c.kernel_size;
+    const int64_t group = rest / c.kernel_size;
     T value{};
-    if (row < c.rows && channel < channels) {
+    if (row < c.rows && channel < c.channels) {
       if (unfold) {
-        tap = channel % c.kernel_size;
-        channel /= c.kernel_size;
+        tap = channel % view.taps;
+        channel /= view.taps;
       }
       value = weight.load(group * view.group + row * view.row + channel * view.channel + tap * view.tap);
     }

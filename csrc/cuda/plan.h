@@ -3,6 +3,8 @@
 // device has. Plain data, which host and kernels share; no CUDA.
 #pragma once
 
+#include <vector>
+
 #include "cuda/kernels.h"
 #include "problem.h"
 
@@ -10,9 +12,9 @@ namespace conv1d_ext::cuda {
 
 constexpr int kThreads = 256;  // of every block
 constexpr int kRowBytes = 64;  // of the channels that a row of shared memory holds
-// Tiles of weights (or of both operands, in backward_weight) in flight: one in use, two on their way. Two steps of
-// 128 x 128 sums take a tensor core 500 clocks and more, FMA units thousands: about as long as memory takes to answer.
-constexpr int kStages = 3;
+// Tiles of weights (or of both operands, in backward_weight) in flight: one in use, three on their way. Three steps of
+// 128 x 128 sums take a tensor core 750 clocks and more, about as long as the L2 cache of a busy GPU takes to answer.
+constexpr int kStages = 4;
 
 // The tensor that is read at shifted positions, and what surrounds it. Positions fit into 32 bits (see fits), which
 // saves the kernels a tenth of their registers; offsets in memory have 64.
@@ -20,6 +22,23 @@ struct Signal {
   TensorStrides strides;
   int length, padding_left, padding_right;
   PaddingMode padding_mode;
+};
+
+// A signal as the kernels of tiles read it: at each position and for each group, kRowBytes of channels side by side, so
+// that 16 bytes are copied at a time. Mostly a copy in the workspace (pack_signal), with the padding in it; channels-last
+// tensors are such signals themselves.
+struct PackedSignal {
+  int64_t batch, group, block, position;  // strides in elements; a block is kRowBytes of channels
+  int channels;                           // of each group, that may be read
+  int first, length;                      // the positions that there are; zeros everywhere else
+};
+
+// How pack_signal makes one. Row r of an item shows, of channel c at tap k, the signal at first + r * step +
+// k * distance, where k is below `taps`, and its channels are the pairs (c, k), the taps of a channel side by side.
+struct SignalPacking {
+  int64_t items, groups;
+  int channels, blocks, taps;  // channels: of the signal, in each group; blocks: of the rows, of kRowBytes each
+  int rows, first, step, distance;
 };
 
 // What both operators are to the kernels. backward_input of stride s is s problems, one for each residue of the input
@@ -31,6 +50,7 @@ struct Correlation {
   TensorStrides result;
   int result_length;
   int kernel_size, stride, dilation, padding_left;
+  int first_column;  // of the columns of each row: those before are not computed, and `result` begins with it
   // backward: the greatest common divisor of stride and dilation, and the inverse of dilation / gcd modulo stride /
   // gcd.
   int gcd, inverse;
@@ -46,38 +66,48 @@ struct UnitsShape {
 enum class Staging {
   kWindow,  // rows of shared memory are neighbouring positions, read by several taps
   kGather,  // a row for each column (each position that is summed over, in backward_weight) and tap
-  kUnfold,  // as kGather; channels and taps together are the channels, where there are few
 };
 
 struct CorrelatePlan {
   Staging staging;
-  bool vectors;                           // channels are neighbours in memory: 16 bytes at a time
   int tap_block, row_step, row_distance;  // rows from column to column, from tap to tap
   int windows, window_rows;
-  int64_t row_tiles, column_tiles, channel_blocks, packed_taps, packed_elements, blocks;
+  int64_t row_tiles, column_tiles, channel_blocks, packed_elements, blocks;
   int shared_bytes;
 };
 // shared_bytes: what the device has for a block.
 CorrelatePlan plan_correlation(
-    const Correlation& c, const UnitsShape& shape, Choice::Staging wish, const void* signal, int64_t shared_bytes);
+    const Correlation& c, const UnitsShape& shape, Choice::Staging wish, int64_t shared_bytes);
 
 // backward_weight: sum over n, t of grad_output[n, row, t] * padded input[n, c, t * stride + tap * dilation].
 struct OuterProduct {
   int64_t batch, groups, rows, channels;  // rows: output channels of each group; channels: input channels
   TensorStrides grad;
   Signal signal;
-  int out_length, kernel_size, stride, dilation;
+  int out_length, kernel_size, stride, dilation, padding_left;
+  int first_column;  // output positions begin with it
 };
 
 struct OuterPlan {
   Staging staging;
-  bool grad_vectors, signal_vectors;
   int block_step, row_step, window_rows;  // rows from block of columns to block, from position to position, in all
   int64_t row_tiles, column_tiles, steps, splits, blocks;
   int shared_bytes;
 };
-OuterPlan plan_outer(
-    const OuterProduct& o, const UnitsShape& shape, Choice::Staging wish, const void* grad, const void* signal);
+// `splits`: 0 where the plan is to choose.
+OuterPlan plan_outer(const OuterProduct& o, const UnitsShape& shape, Choice::Staging wish, int64_t splits);
+
+// Whether channels and taps are made one dimension when the signal is packed: where there are so few channels that
+// most of the blocks would be zeros otherwise.
+bool unfolds(int64_t channels, int64_t kernel_size, int element_bytes, Choice::Staging wish);
+
+// What is packed at a time: columns [first_column, first_column + columns) of some batch items.
+struct Chunk {
+  int64_t first_item, items, first_column, columns;
+};
+// All of a problem, in chunks of about as many bytes as a GPU's cache keeps, for this is what is read again at once. A
+// column has `column_bytes`, and all columns of a chunk and item `halo_bytes` besides.
+std::vector<Chunk> chunks_of(int64_t batch, int64_t columns, int64_t column_bytes, int64_t halo_bytes);
 
 // Few channels on both sides of each group (depthwise): FMAs on rows of positions.
 struct NarrowPlan {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <numeric>
 #include <utility>
+#include <vector>
 
 #include "cuda/correlate.cuh"
 #include "cuda/narrow.cuh"
@@ -98,9 +99,71 @@ Correlation correlation(Op op, const Conv1dProblem& p) {
 }
 
 OuterProduct outer_product(const Conv1dProblem& p) {
-  return {p.batch,          p.groups,          p.out_channels / p.groups, p.in_channels / p.groups,
-          p.output,         input_of(p),       to_int(p.out_length),      to_int(p.kernel_size),
-          to_int(p.stride), to_int(p.dilation)};
+  return {p.batch,          p.groups,           p.out_channels / p.groups, p.in_channels / p.groups,
+          p.output,         input_of(p),        to_int(p.out_length),      to_int(p.kernel_size),
+          to_int(p.stride), to_int(p.dilation), to_int(p.padding_left),   0};
+}
+
+// grad_output as a signal of which nothing but its own positions is read.
+Correlation pointwise(const OuterProduct& o) {
+  Correlation c{};
+  c.batch = o.batch;
+  c.groups = o.groups;
+  c.channels = o.rows;
+  c.signal = {o.grad, o.out_length, 0, 0, PaddingMode::kZeros};
+  c.result_length = o.out_length;
+  c.kernel_size = c.stride = c.dilation = c.gcd = 1;
+  return c;
+}
+
+// What the tiles compute where pack_signal makes the pairs of channel and tap to channels: a pointwise convolution.
+Correlation unfolded(Correlation c) {
+  c.is_backward = false;
+  c.channels *= c.kernel_size;
+  c.kernel_size = c.stride = c.dilation = c.gcd = 1;
+  c.padding_left = 0;
+  return c;
+}
+
+// The rows that a chunk of the columns of `c` reads.
+SignalPacking packing_of(const Correlation& c, bool unfold, const Chunk& chunk, int row_channels) {
+  SignalPacking p{};
+  p.items = chunk.items;
+  p.groups = c.groups;
+  p.channels = to_int(c.channels);
+  p.taps = unfold ? c.kernel_size : 1;
+  p.blocks = to_int((c.channels * p.taps + row_channels - 1) / row_channels);
+  const int64_t reach = int64_t{c.kernel_size - 1} * c.dilation, columns = chunk.columns;
+  if (unfold) {
+    p.rows = to_int(columns);
+    p.first = to_int(chunk.first_column * c.stride + (c.is_backward ? c.padding_left - reach : -c.padding_left));
+    p.step = c.stride;
+    p.distance = c.dilation;
+    return p;
+  }
+  int64_t first = chunk.first_column, last = first + columns - 1;
+  if (c.is_backward) {  // of all residues; rounded down and up
+    first += (c.padding_left - reach) / c.stride - 1;
+    last += (c.padding_left + c.stride - 1) / c.stride;
+  } else {
+    first = first * c.stride - c.padding_left;
+    last = last * c.stride - c.padding_left + reach;
+  }
+  if (c.signal.padding_mode == PaddingMode::kZeros) {  // which need not be stored
+    first = std::max<int64_t>(first, 0);
+    last = std::min<int64_t>(last, c.signal.length - 1);
+  }
+  p.first = to_int(first);
+  p.rows = to_int(std::max<int64_t>(last + 1 - first, 0));
+  p.step = 1;
+  return p;
+}
+
+// Unfolded, positions are columns.
+PackedSignal packed_by(const SignalPacking& p, const Chunk& chunk, int row_channels) {
+  const int64_t block = int64_t{p.rows} * row_channels, group = block * p.blocks;
+  const int first = p.taps == 1 ? p.first : to_int(chunk.first_column);
+  return {group * p.groups, group, block, row_channels, p.blocks * row_channels, first, p.rows};
 }
 
 // A tile of 128 rows and more is for groups that have so many, and for problems that keep a GPU busy with it.
@@ -158,12 +221,24 @@ class Runner {
       sum(p, plan.splits, partials, pointers.result);
       return workspace_.taken();
     }
-    const OuterPlan large = plan_outer(o, shape_of<Large>(), choice_.staging, grad.data, signal.data);
-    const OuterPlan small = plan_outer(o, shape_of<Small>(), choice_.staging, grad.data, signal.data);
+    const Correlation input = correlation(Op::kForward, p), gradient = pointwise(o);
+    const bool unfold = unfolds(o.channels, o.kernel_size, sizeof(T), choice_.staging);
+    const Packer input_packer(*this, input, unfold, signal.data), grad_packer(*this, gradient, false, grad.data);
+    const std::vector<Chunk> chunks = chunks_of(
+        p.batch, p.out_length, input_packer.column_bytes() + grad_packer.column_bytes(), input_packer.halo_bytes());
+    OuterProduct first = o;
+    if (unfold) {
+      first.channels *= first.kernel_size;
+      first.kernel_size = first.stride = first.dilation = 1;
+      first.padding_left = 0;
+    }
+    first.batch = chunks[0].items;
+    first.out_length = to_int(chunks[0].columns);
+    const OuterPlan large = plan_outer(first, shape_of<Large>(), choice_.staging, 0);
     if (takes_large(o.rows, large.blocks, large.shared_bytes)) {
-      outer_to<Large>(p, o, large, grad, signal, pointers.result);
+      outer_by<Large>(p, first, chunks, input_packer, grad_packer, pointers.result);
     } else {
-      outer_to<Small>(p, o, small, grad, signal, pointers.result);
+      outer_by<Small>(p, first, chunks, input_packer, grad_packer, pointers.result);
     }
     return workspace_.taken();
   }
@@ -217,39 +292,148 @@ class Runner {
       }
       return;
     }
-    const CorrelatePlan large = plan_correlation(c, shape_of<Large>(), choice_.staging, signal, device_.shared_bytes);
-    const CorrelatePlan small = plan_correlation(c, shape_of<Small>(), choice_.staging, signal, device_.shared_bytes);
+    const bool unfold =
+        (!c.is_backward || c.stride == 1) && unfolds(c.channels, c.kernel_size, sizeof(T), choice_.staging);
+    const Packer packer(*this, c, unfold, signal);
+    const std::vector<Chunk> chunks =
+        chunks_of(c.batch, packer.columns(), packer.column_bytes(), packer.halo_bytes());
+    const Correlation first = packer.part_of(chunks[0]);
+    const CorrelatePlan large = plan_correlation(first, shape_of<Large>(), choice_.staging, device_.shared_bytes);
     if (takes_large(c.rows, large.blocks, large.shared_bytes)) {
-      correlate_by<Large>(c, large, view, signal, weight, bias, result);
+      correlate_by<Large>(c, chunks, packer, view, weight, bias, result);
     } else {
-      correlate_by<Small>(c, small, view, signal, weight, bias, result);
+      correlate_by<Small>(c, chunks, packer, view, weight, bias, result);
     }
+  }
+
+  // The signal of a problem as rows of channels: what it takes, and the launches.
+  class Packer {
+   public:
+    Packer(Runner& runner, const Correlation& c, bool unfold, const void* signal)
+        : runner_(runner), c_(c), unfold_(unfold), signal_(signal) {}
+
+    // Channels-last tensors are read as they are, if 16 bytes of channels lie side by side and aligned.
+    bool is_needed() const {
+      const TensorStrides& strides = c_.signal.strides;
+      const auto aligned = [&](int64_t stride) { return stride % (16 / int(sizeof(T))) == 0; };
+      return unfold_ || std::is_same_v<typename Large::Number, Tf32> || c_.signal.padding_mode != PaddingMode::kZeros ||
+             strides.channel != 1 || !aligned(strides.batch) || !aligned(strides.position) || !aligned(c_.channels) ||
+             reinterpret_cast<uintptr_t>(signal_) % 16 != 0 || c_.batch * c_.signal.length > INT32_MAX;
+    }
+    int64_t columns() const { return (c_.result_length - 1) / column_step() + 1; }
+    int64_t column_bytes() const { return !is_needed() ? 0 : row_bytes() * (unfold_ || c_.is_backward ? 1 : c_.stride); }
+    int64_t halo_bytes() const {
+      if (unfold_ || !is_needed()) return 0;
+      return row_bytes() * (c_.kernel_size - 1) * c_.dilation / (c_.is_backward ? c_.stride : 1);
+    }
+
+    // The part of the tiles' problem that a chunk is.
+    Correlation part_of(const Chunk& chunk) const {
+      Correlation part = unfold_ ? unfolded(c_) : c_;
+      part.batch = chunk.items;
+      part.first_column = to_int(chunk.first_column);
+      part.result_length = std::min(
+          to_int(chunk.columns * column_step()), to_int(c_.result_length - chunk.first_column * column_step()));
+      return part;
+    }
+    int64_t result_offset(const Chunk& chunk) const {
+      return chunk.first_item * c_.result.batch + chunk.first_column * column_step() * c_.result.position;
+    }
+
+    // Memory for the largest of the chunks.
+    void* take(const std::vector<Chunk>& chunks) const {
+      int64_t rows = 0;
+      for (const Chunk& chunk : chunks) rows = std::max(rows, chunk.items * packing(chunk).rows);
+      return runner_.workspace_.take(is_needed() ? rows * row_bytes() : 0);
+    }
+    // Starts to pack a chunk to there; where it is found.
+    std::pair<PackedSignal, Global<const T>> pack(const Chunk& chunk, void* to) const {
+      const TensorStrides& strides = c_.signal.strides;
+      const auto from = global<const T>(signal_).from(chunk.first_item * strides.batch);
+      if (!is_needed()) {
+        const PackedSignal view{strides.batch,    c_.channels, kRowChannels<T>, strides.position, to_int(c_.channels), 0,
+                                c_.signal.length};
+        return {view, from};
+      }
+      const SignalPacking p = packing(chunk);
+      runner_.launch_packing(p, c_.signal, from, global<T>(to));
+      return {packed_by(p, chunk, kRowChannels<T>), global<const T>(to)};
+    }
+    int taps() const { return unfold_ ? c_.kernel_size : 1; }
+
+   private:
+    int64_t column_step() const { return c_.is_backward ? c_.stride : 1; }
+    SignalPacking packing(const Chunk& chunk) const { return packing_of(c_, unfold_, chunk, kRowChannels<T>); }
+    int64_t row_bytes() const {
+      const int64_t channels = c_.channels * taps();
+      return c_.groups * ((channels + kRowChannels<T> - 1) / kRowChannels<T>) * kRowBytes;
+    }
+
+    Runner& runner_;
+    const Correlation& c_;
+    bool unfold_;
+    const void* signal_;
+  };
+
+  void launch_packing(const SignalPacking& p, const Signal& signal, Global<const T> from, Global<T> to) const {
+    const int64_t tiles = p.items * p.groups * p.blocks * ((p.rows + kPackedRows - 1) / kPackedRows);
+    launch<kThreads>(pack_signal<typename Large::Number, T>, grid(tiles), 0, stream_, p, signal, from, to);
   }
 
   template <class Units>
   void correlate_by(
-      const Correlation& c, const CorrelatePlan& plan, const WeightView& view, const void* signal,
+      const Correlation& c, const std::vector<Chunk>& chunks, const Packer& packer, WeightView view,
       Global<const T> weight, const void* bias, void* result) {
-    void* packed = workspace_.take(plan.packed_elements * int64_t{sizeof(T)});
+    const auto plan_of = [&](const Correlation& part) {
+      return plan_correlation(part, shape_of<Units>(), choice_.staging, device_.shared_bytes);
+    };
+    const Correlation first = packer.part_of(chunks[0]);
+    const CorrelatePlan first_plan = plan_of(first);
+    void* packed = workspace_.take(first_plan.packed_elements * int64_t{sizeof(T)});
+    void* rows = packer.take(chunks);
     if (!launches_) return;
+    if (c.is_backward && packer.taps() > 1) {  // from the last tap to the first, as the positions grow
+      weight = weight.from((c.kernel_size - 1) * view.tap);
+      view.tap = -view.tap;
+    }
+    view.taps = packer.taps();
     launch<kThreads>(
-        pack_weights<Units>, grid_of_elements(plan.packed_elements), 0, stream_, c, plan, view, weight,
+        pack_weights<Units>, grid_of_elements(first_plan.packed_elements), 0, stream_, first, first_plan, view, weight,
         global<T>(packed));
-    launch<kThreads>(
-        correlate<Units>, grid(plan.blocks), plan.shared_bytes, stream_, c, plan, global<const T>(signal),
-        global<const T>(packed), global<const T>(bias), global<T>(result));
+    for (const Chunk& chunk : chunks) {
+      const auto [signal_view, signal] = packer.pack(chunk, rows);
+      const Correlation part = packer.part_of(chunk);
+      const CorrelatePlan plan = plan_of(part);
+      const int64_t element_bytes = c.result_is_sum ? sizeof(Sum) : sizeof(T);
+      void* to = static_cast<char*>(result) + packer.result_offset(chunk) * element_bytes;
+      launch<kThreads>(
+          correlate<Units>, grid(plan.blocks), plan.shared_bytes, stream_, part, plan, signal_view, signal,
+          global<const T>(packed), global<const T>(bias), global<T>(to));
+    }
   }
 
   template <class Units>
-  void outer_to(
-      const Conv1dProblem& p, const OuterProduct& o, const OuterPlan& plan, Global<const T> grad,
-      Global<const T> signal, void* result) {
-    const auto partials = take_partials(p, plan.splits);
+  void outer_by(
+      const Conv1dProblem& p, const OuterProduct& first, const std::vector<Chunk>& chunks, const Packer& input,
+      const Packer& gradient, void* result) {
+    const int64_t splits = plan_outer(first, shape_of<Units>(), choice_.staging, 0).splits;
+    const auto partials = take_partials(p, splits);
+    void *grad_rows = gradient.take(chunks), *input_rows = input.take(chunks);
     if (launches_) {
-      launch<kThreads>(
-          multiply_outer<Units>, grid(plan.blocks), plan.shared_bytes, stream_, o, plan, grad, signal, partials);
+      for (const Chunk& chunk : chunks) {
+        const auto [grad_view, grads] = gradient.pack(chunk, grad_rows);
+        const auto [input_view, inputs] = input.pack(chunk, input_rows);
+        OuterProduct part = first;
+        part.batch = chunk.items;
+        part.out_length = to_int(chunk.columns);
+        part.first_column = to_int(chunk.first_column);
+        const OuterPlan plan = plan_outer(part, shape_of<Units>(), choice_.staging, splits);
+        launch<kThreads>(
+            multiply_outer<Units>, grid(plan.blocks), plan.shared_bytes, stream_, part, plan, grad_view, input_view,
+            grads, inputs, &chunk != &chunks[0], partials);
+      }
     }
-    sum(p, plan.splits, partials, result);
+    sum(p, splits, partials, result);
   }
 
   static int64_t weights(const Conv1dProblem& p) { return p.out_channels * (p.in_channels / p.groups) * p.kernel_size; }

@@ -1,5 +1,5 @@
-// From tensors of any strides to shared memory: tiles whose rows are 64 bytes of channels at one position. A tap is
-// then another row, whatever the stride and the dilation, and the matrix units find aligned operands in each.
+// From tensors of any strides to rows of kRowBytes of channels at one position. A tap is then another row, whatever the
+// stride and the dilation, and the matrix units find aligned operands in each.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -15,6 +15,16 @@ constexpr bool kIs16Bit = sizeof(T) == 2;
 template <class T>
 constexpr int kRowChannels = kRowBytes / int(sizeof(T));
 
+// As a number is stored that the matrix units will multiply.
+template <class Number, class T>
+__device__ inline T rounded(T value) {
+  if constexpr (std::is_same_v<Number, Tf32>) {
+    return bits_to_float(round_to_tf32(float_to_bits(value)));
+  } else {
+    return value;
+  }
+}
+
 // Where in a row of the tensor position p of the padded signal is found; -1 where it is zero, and beyond the padding.
 __device__ inline int64_t shown_at(const Signal& signal, int p) {
   const int length = signal.length;
@@ -28,104 +38,56 @@ __device__ inline int64_t shown_at(const Signal& signal, int p) {
   return p * signal.strides.position;
 }
 
-// What a word of a row shows: a channel, by its offset (-1: none), and by how many positions it is shifted.
-struct Channel {
-  int64_t offset;
-  int shift;
+// Copies of 16 bytes: a thread copies the same chunk of every kLines-th row.
+template <class T>
+struct ChunkCopy {
+  static constexpr int kChunks = kRowBytes / 16, kLines = kThreads / kChunks, kNumbers = 16 / int(sizeof(T));
+  int line = thread_index() / kChunks, chunk = thread_index() % kChunks;
 };
 
-// A thread's part in copying rows into a tile. Words of 4 and 8 bytes are copied in the background. There are no such
-// copies of 16-bit numbers: their loads are started by `start`, two channels to a word, and stored by `finish`, with
-// the arithmetic of a step in between; kHeldRows of them, those before are waited for.
-//
-// An element is found in two parts, of which the first is mostly the same for all rows, and the second for all
-// channels: channel_at(row, word), and row_at(row, shift), the offset of the row's position, or -1.
-//
-// Of 8 consecutive lanes each takes another row, so that a warp reads 8 neighbouring positions of 4 words and writes to
-// 32 different banks where rows lie 20 words apart.
-template <class T, int kPitch, int kHeldRows>
-class Copier {
-  static constexpr bool kInBackground = sizeof(T) >= 4;
-  static constexpr int kWordBytes = kInBackground ? sizeof(T) : 4;
-  static constexpr int kWordGroups = kRowBytes / kWordBytes / 4;  // of 4 words, a warp each
-  static constexpr int kRowsPerPass = kWarps / kWordGroups * 8;
-  static constexpr int kHeld = kInBackground ? 1 : kHeldRows / kRowsPerPass;
+constexpr int kPackedRows = 16 * kWarps;  // of a block of pack_signal
 
- public:
-  __device__ Copier()
-      : row_(thread_index() / 32 / kWordGroups * 8 + thread_index() % 8),
-        word_(thread_index() / 32 % kWordGroups * 4 + thread_index() % 32 / 8) {}
-
-  // Rows [first, last) of the tile.
-  template <class ChannelAt, class RowAt>
-  __device__ void start(
-      Shared tile, int first, int last, Global<const T> signal, const ChannelAt& channel_at, const RowAt& row_at) {
-    if constexpr (kInBackground) {
-#pragma unroll 2
-      for (int row = first + row_; row < last; row += kRowsPerPass) {
-        const Channel channel = channel_at(row, word_);
-        const int64_t at = channel.offset < 0 ? -1 : row_at(row, channel.shift);
-        copy_async<kWordBytes>(
-            tile, row * kPitch + word_ * kWordBytes, signal, at < 0 ? 0 : at + channel.offset, at >= 0);
-      }
-    } else {
-      for (; last - first > kHeldRows; first += kHeldRows) {
-        fetch(first, first + kHeldRows, signal, channel_at, row_at);
-        finish(tile);
-      }
-      fetch(first, last, signal, channel_at, row_at);
-    }
-  }
-
-  __device__ void finish(Shared tile) {
-    if constexpr (!kInBackground) {
+// The rows that SignalPacking describes: [item][group][block][row][kRowBytes of channels], channels filled up with
+// zeros. Of a warp 16 lanes take neighbouring rows, since most signals have neighbouring positions side by side, and
+// two lanes write to the same row, 32 bytes of it. Number: as which they will be multiplied.
+template <class Number, class T>
+__global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_signal(
+    const SignalPacking p, const Signal signal, const Global<const T> from, const Global<T> packed) {
+  constexpr int kCount = 16 / int(sizeof(T));
+  const uint32_t row_tiles = (p.rows + kPackedRows - 1) / kPackedRows;
+  const int64_t tiles = p.items * p.groups * p.blocks * row_tiles;
+  for (int64_t tile = block_index(); tile < tiles; tile += block_count()) {
+    const auto index = static_cast<uint32_t>(tile);
+    const uint32_t slab = index / row_tiles, item_group = slab / p.blocks;
+    const auto groups = static_cast<uint32_t>(p.groups);
+    const uint32_t n = item_group / groups, group = item_group - n * groups;
+    const int block = static_cast<int>(slab - item_group * p.blocks);
+    const int row = static_cast<int>(index - slab * row_tiles) * kPackedRows + thread_index() / 32 * 16 +
+                    thread_index() % 16;
+    if (row >= p.rows) continue;
+    const auto source =
+        from.from(n * signal.strides.batch + int64_t{group} * p.channels * signal.strides.channel);
+    const auto to = packed.from((int64_t{slab} * p.rows + row) * kRowChannels<T>);
+    const int position = p.first + row * p.step;
 #pragma unroll
-      for (int pass = 0; pass < kHeld; ++pass) {
-        const int row = first_ + row_ + pass * kRowsPerPass;
-        arrive(held_[pass][0], held_[pass][1]);
-        if (row < last_) {
-          tile.store<uint32_t>(row * kPitch + word_ * kWordBytes, held_[pass][0] | held_[pass][1] << 16);
+    for (int pair = 0; pair < kRowBytes / 32; ++pair) {
+      const int first = (2 * pair + thread_index() % 32 / 16) * kCount, both = block * kRowChannels<T> + first;
+      int channel = both / p.taps, tap = both - channel * p.taps;
+      int64_t shown = shown_at(signal, position + tap * p.distance);
+      Pack<T, kCount> chunk{};
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) {
+        if (channel < p.channels && shown >= 0) {
+          chunk.at[e] = rounded<Number>(source.load(channel * signal.strides.channel + shown));
         }
+        if (++tap == p.taps) {
+          tap = 0;
+          ++channel;
+        }
+        if (p.taps > 1) shown = shown_at(signal, position + tap * p.distance);
       }
-      last_ = 0;
+      Global<Pack<T, kCount>>{reinterpret_cast<Pack<T, kCount>*>(to.from(first).data)}.store(0, chunk);
     }
-  }
-
- private:
-  template <class ChannelAt, class RowAt>
-  __device__ void fetch(int first, int last, Global<const T> signal, const ChannelAt& channel_at, const RowAt& row_at) {
-    first_ = first;
-    last_ = last;
-#pragma unroll
-    for (int pass = 0; pass < kHeld; ++pass) {
-      const int row = first + row_ + pass * kRowsPerPass;
-      held_[pass][0] = held_[pass][1] = 0;
-      if (row < last) {
-        const Channel low = channel_at(row, 2 * word_), high = channel_at(row, 2 * word_ + 1);
-        const int64_t low_at = row_at(row, low.shift);
-        const int64_t high_at = high.shift == low.shift ? low_at : row_at(row, high.shift);
-        if (low.offset >= 0 && low_at >= 0) held_[pass][0] = signal.load(low_at + low.offset).bits;
-        if (high.offset >= 0 && high_at >= 0) held_[pass][1] = signal.load(high_at + high.offset).bits;
-      }
-    }
-  }
-
-  int row_, word_;
-  int first_ = 0, last_ = 0;
-  uint32_t held_[kHeld][2];
-};
-
-// For tensors whose channels are neighbours (channels-last): 16 bytes at a time, in the background for all types. Of a
-// chunk's channels all or none are there.
-template <class T, int kPitch, class ChannelAt, class RowAt>
-__device__ inline void copy_vectors(
-    Shared tile, int first, int last, Global<const T> signal, const ChannelAt& channel_at, const RowAt& row_at) {
-  constexpr int kChunks = kRowBytes / 16;
-  const int chunk = thread_index() % kChunks;
-  for (int row = first + thread_index() / kChunks; row < last; row += kThreads / kChunks) {
-    const Channel channel = channel_at(row, chunk * (16 / int(sizeof(T))));
-    const int64_t at = channel.offset < 0 ? -1 : row_at(row, channel.shift);
-    copy_async<16>(tile, row * kPitch + chunk * 16, signal, at < 0 ? 0 : at + channel.offset, at >= 0);
   }
 }
 

@@ -10,16 +10,6 @@
 
 namespace conv1d_ext::cuda {
 
-// As a weight is stored for the matrix units.
-template <class Number, class Storage>
-__device__ inline Storage rounded(Storage value) {
-  if constexpr (std::is_same_v<Number, Tf32>) {
-    return bits_to_float(round_to_tf32(float_to_bits(value)));
-  } else {
-    return value;
-  }
-}
-
 // T: BFloat16, Float16 or Tf32. 8 warps, each with a part of the tile.
 template <class T, int kRows_, int kCols_>
 class MatrixUnits {
@@ -28,14 +18,11 @@ class MatrixUnits {
   using Storage = std::conditional_t<std::is_same_v<T, Tf32>, float, T>;
   using Sum = float;
   static constexpr int kRows = kRows_, kCols = kCols_;
-  // 64 sums a thread, their operands and what is on its way from memory take more than 128 registers.
-  static constexpr int kBlocksPerSm = kRows >= 128 ? 1 : 2;
-  static constexpr int kHeldRows = kRows >= 128 ? 128 : 64, kOuterHeldRows = kRows >= 128 ? 128 : 32;
+  static constexpr int kBlocksPerSm = 2;
   // Bytes from row to row. load_matrices reads 8 rows, which 20 words between them put into different banks where the
   // step is odd; the TF32 operands of multiply_outer are read one by one, 4 rows and 8 neighbours at once (24 words).
   static constexpr int kPitch = kRowBytes + 16, kOuterPitch = kRowBytes + (kIs16Bit<T> ? 16 : 32);
   static constexpr int kOuterPositions = kIs16Bit<T> ? 32 : 16;  // summed over by multiply_outer
-  static constexpr int kOuterParts = kIs16Bit<T> ? 2 : 1;
 
  private:
   static constexpr int kWarpsDown = kRows >= 128 ? 2 : 1, kWarpsAcross = kWarps / kWarpsDown;
@@ -67,13 +54,12 @@ class MatrixUnits {
     for (int n = 0; n < kAcross; ++n) {
       const int row = (col_ + 8 * n + lane_ % 8) * row_step;
       load_matrices(b[n], window, row * kPitch + lane_ / 8 * 16);
-      round(b[n]);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int m = 0; m < kDown; ++m) {
-        uint32_t a[4];  // weights, which are packed in the rounded form
+        uint32_t a[4];
         load_matrices(a, rows, (row_ + 16 * m + lane_ % 16) * kPitch + half * 32 + lane_ / 16 * 16);
 #pragma unroll
         for (int n = 0; n < kAcross; ++n) multiply_matrices<T>(sum_[m][n], a, b[n][2 * half], b[n][2 * half + 1]);
@@ -84,26 +70,28 @@ class MatrixUnits {
   // sum[r][c] += sum over positions p of grad[r at p] * window[c at p]. Both come in blocks of kRowChannels: row r at p
   // is in row (block of r) * kOuterPositions + p of grad, column c at p in row (block of c) * block_step +
   // p * row_step.
-  // In kOuterParts parts, of 16 positions each where there are two.
-  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step, [[maybe_unused]] int part) {
+  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step) {
     constexpr int kBlock = kRowChannels<Storage>;
     uint32_t a[4];
     if constexpr (kIs16Bit<T>) {
-      uint32_t b[kAcross / 2][4];  // of two tiles of 8 columns each
 #pragma unroll
-      for (int n = 0; n < kAcross / 2; ++n) {
-        const int position = part * 16 + lane_ / 8 % 2 * 8 + lane_ % 8;
-        const int col = col_ + 16 * n + lane_ / 16 * 8, row = col / kBlock * block_step + position * row_step;
-        load_matrices_transposed(b[n], window, row * kOuterPitch + col % kBlock * 2);
-      }
+      for (int p = 0; p < kOuterPositions; p += 16) {
+        uint32_t b[kAcross / 2][4];  // of two tiles of 8 columns each
 #pragma unroll
-      for (int m = 0; m < kDown; ++m) {
-        const int r = row_ + 16 * m + lane_ / 8 % 2 * 8, position = part * 16 + lane_ / 16 * 8 + lane_ % 8;
-        const int row = r / kBlock * kOuterPositions + position;
-        load_matrices_transposed(a, grad, row * kOuterPitch + r % kBlock * 2);
+        for (int n = 0; n < kAcross / 2; ++n) {
+          const int position = p + lane_ / 8 % 2 * 8 + lane_ % 8;
+          const int col = col_ + 16 * n + lane_ / 16 * 8, row = col / kBlock * block_step + position * row_step;
+          load_matrices_transposed(b[n], window, row * kOuterPitch + col % kBlock * 2);
+        }
 #pragma unroll
-        for (int n = 0; n < kAcross; ++n) {
-          multiply_matrices<T>(sum_[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+        for (int m = 0; m < kDown; ++m) {
+          const int r = row_ + 16 * m + lane_ / 8 % 2 * 8, position = p + lane_ / 16 * 8 + lane_ % 8;
+          const int row = r / kBlock * kOuterPositions + position;
+          load_matrices_transposed(a, grad, row * kOuterPitch + r % kBlock * 2);
+#pragma unroll
+          for (int n = 0; n < kAcross; ++n) {
+            multiply_matrices<T>(sum_[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+          }
         }
       }
     } else {
@@ -116,7 +104,6 @@ class MatrixUnits {
           const int col = col_ + 8 * n + g, row = col / kBlock * block_step + (p + i) * row_step;
           b[n][0] = window.load<uint32_t>(row * kOuterPitch + col % kBlock * 4);
           b[n][1] = window.load<uint32_t>((row + 4 * row_step) * kOuterPitch + col % kBlock * 4);
-          round(b[n]);
         }
 #pragma unroll
         for (int m = 0; m < kDown; ++m) {
@@ -125,7 +112,6 @@ class MatrixUnits {
             const int r = row_ + 16 * m + g + e % 2 * 8, row = r / kBlock * kOuterPositions + p + i + e / 2 * 4;
             a[e] = grad.load<uint32_t>(row * kOuterPitch + r % kBlock * 4);
           }
-          round(a);
 #pragma unroll
           for (int n = 0; n < kAcross; ++n) multiply_matrices<T>(sum_[m][n], a, b[n][0], b[n][1]);
         }
@@ -177,14 +163,6 @@ class MatrixUnits {
   }
 
  private:
-  template <int kCount>
-  __device__ static void round(uint32_t (&bits)[kCount]) {
-    if constexpr (std::is_same_v<T, Tf32>) {
-#pragma unroll
-      for (int e = 0; e < kCount; ++e) bits[e] = round_to_tf32(bits[e]);
-    }
-  }
-
   int lane_, row_, col_;
   float sum_[kDown][kAcross][4];
 };
@@ -199,9 +177,8 @@ class FmaUnits {
   using Sum = T;
   static constexpr int kRows = kRows_, kCols = kCols_;
   static constexpr int kBlocksPerSm = kThreadRows * kThreadCols * sizeof(T) > 128 ? 1 : 2;
-  static constexpr int kHeldRows = 0, kOuterHeldRows = 0;  // none has to be
   static constexpr int kPitch = kRowBytes + 16, kOuterPitch = kRowBytes + 16;
-  static constexpr int kOuterPositions = 16, kOuterParts = 1;
+  static constexpr int kOuterPositions = 16;
   static constexpr int kScratchBytes = 0;
 
  private:
@@ -245,7 +222,7 @@ class FmaUnits {
   }
 
   // Here a thread's rows and columns are neighbours, kChunk at a time.
-  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step, int) {
+  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step) {
     constexpr int kBlock = kRowChannels<T>, kSize = int(sizeof(T));
 #pragma unroll 2
     for (int p = 0; p < kOuterPositions; ++p) {

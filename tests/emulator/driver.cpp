@@ -63,17 +63,11 @@ struct Operand {
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-// -1 where the kernels do not run on the device.
-EXPORTED int64_t emulated_workspace_bytes(const int64_t* numbers, int64_t count) {
-  const Call call = parse(numbers, count);
-  if (!runs_on(call.type, call.device)) return -1;
-  return workspace_bytes(call.op, call.type, call.problem, call.device, call.choice);
-}
-
 // The operands are Pointers' members. Null, or what went wrong; valid until the next call.
 EXPORTED const char* emulated_run(const int64_t* numbers, int64_t count, const Operand* operands) try {
   const Call call = parse(numbers, count);
-  const int64_t bytes = workspace_bytes(call.op, call.type, call.problem, call.device, call.choice);
+  const Pointers pointers{operands[0].data, operands[1].data, operands[2].data, operands[3].data};
+  const int64_t bytes = workspace_bytes(call.op, call.type, call.problem, call.device, pointers, call.choice);
   // On 16 bytes and no more, and not a number in any type.
   constexpr int kAlignment = 16;
   const auto memory = std::make_unique<char[]>(bytes + 4 * kAlignment);
@@ -92,8 +86,7 @@ EXPORTED const char* emulated_run(const int64_t* numbers, int64_t count, const O
         kNames[i], operands[i].storage, operands[i].storage_bytes, is_result, !is_result || call.problem.accumulate);
   }
   emulator::allocate("workspace", workspace, bytes, true, false);
-  run(call.op, call.type, call.problem, call.device,
-      {operands[0].data, operands[1].data, operands[2].data, operands[3].data}, workspace, nullptr, call.choice);
+  run(call.op, call.type, call.problem, call.device, pointers, workspace, nullptr, call.choice);
   return nullptr;
 } catch (const std::exception& e) {
   static std::string error;
