@@ -17,34 +17,12 @@ struct Place {
   int position, unused;
 };
 
-// One of a tile's steps, each of which is a tap of a window of a block of channels.
-class Step {
- public:
-  __device__ Step(int taps, int tap_block)
-      : taps_(taps), windows_((taps + tap_block - 1) / tap_block), fewest_(taps / windows_) {
-    begin_window();
-  }
-  __device__ void advance(int slots) {
-    if (++tap < window_end) return;
-    if (++slot == slots) slot = 0;
-    if (++window_ == windows_) {
-      window_ = tap = 0;
-      ++channel_block;
-    }
-    begin_window();
-  }
-
-  int channel_block = 0, tap = 0, window_begin = 0, window_end = 0;
-  int slot = 0;  // of the ring of windows
-
- private:
-  // Windows have equal numbers of taps, to within one.
-  __device__ void begin_window() {
-    window_begin = tap;
-    window_end = tap + fewest_ + (window_ < taps_ - fewest_ * windows_ ? 1 : 0);
-  }
-
-  int taps_, windows_, fewest_, window_ = 0;
+// The steps of a tile: for each block of channels its windows, for each window its taps. All of it changes by little
+// from step to step, so that a step costs few instructions beside its products.
+struct Step {
+  int channel_block = 0, window = 0;  // of the channel block
+  int tap = 0, taps_left = 0;         // of the tile; of the window, this one included
+  int slot = 0, window_byte = 0;      // in the ring of windows: the window's, and where the tap's first row is
 };
 
 template <class Units>
@@ -97,66 +75,86 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     }
     const int first_position = in_windows ? static_cast<int>(first_column) * residue.step + residue.first : 0;
 
-    // All that step number `step` of the tile is the first to read: its weights, and a window before its first tap.
-    const auto copy_step = [&](const Step& at, int step) {
-      const int64_t tap = residue.first_tap + at.tap * residue.tap_step;
-      const int64_t weight_tile =
-          ((group * c.kernel_size + tap) * plan.channel_blocks + at.channel_block) * plan.row_tiles + row_tile;
-      const auto weights = packed.from(weight_tile * (kRows * kChannels) + chunk_channel);
-      const Shared to = weight_ring.from(step % kStages * kRows * kPitch + copy.chunk * 16);
-#pragma unroll
-      for (int row = copy.line; row < kRows; row += copy.kLines) {
-        copy_async<16>(to, row * kPitch, weights, row * kChannels, true);
-      }
-      if (at.tap != at.window_begin) return;
-      const Shared window = window_ring.from(at.slot * plan.window_rows * kPitch + copy.chunk * 16);
+    const int taps = residue.taps, windows = (taps + plan.tap_block - 1) / plan.tap_block;
+    const int fewest_taps = windows > 0 ? taps / windows : 0, longer_windows = taps - fewest_taps * windows;
+    const int window_bytes = plan.window_rows * kPitch, tap_bytes = plan.row_distance * kPitch;
+    // Weights of a tap beside those of the next, in numbers of their tiles.
+    const int64_t tap_tiles = residue.tap_step * plan.channel_blocks * plan.row_tiles;
+    const int64_t first_tile =
+        (group * c.kernel_size + residue.first_tap) * plan.channel_blocks * plan.row_tiles + row_tile;
+    constexpr int kTile = kRows * kChannels;
+    const int weight_byte = copy.line * kPitch + copy.chunk * 16;
+    const auto thread_weights = packed.from(copy.line * kChannels + chunk_channel);
+
+    // Starts to copy the window that `at` is the first to read.
+    const auto copy_window = [&](const Step& at) {
+      const Shared window = window_ring.from(at.slot * window_bytes + copy.chunk * 16);
       const auto from = signal.from(item_offset + at.channel_block * view.block + chunk_channel);
       const bool is_there = at.channel_block * kChannels + chunk_channel < view.channels;
       const int first = first_position + at.tap * residue.distance - view.first;
-      const int rows = in_windows
-                           ? (kCols - 1) * plan.row_step + (at.window_end - at.tap - 1) * plan.row_distance + 1
-                           : kCols;
+      const auto copy_row = [&](int row, int64_t item_at, int position, bool shows) {
+        const bool valid = shows && is_there && static_cast<unsigned>(position) < static_cast<unsigned>(view.length);
+        copy_async<16>(window, row * kPitch, from, valid ? item_at + position * view.position : 0, valid);
+      };
       if (in_windows) {
-#pragma unroll 2
-        for (int row = copy.line; row < rows; row += copy.kLines) {
-          const int position = first + row;
-          const bool valid = is_there && static_cast<unsigned>(position) < static_cast<unsigned>(view.length);
-          copy_async<16>(window, row * kPitch, from, valid ? position * view.position : 0, valid);
-        }
+        const int rows = (kCols - 1) * plan.row_step + (at.taps_left - 1) * plan.row_distance + 1;
+        for (int row = copy.line; row < rows; row += copy.kLines) copy_row(row, 0, first + row, true);
       } else {
-        for (int row = copy.line; row < rows; row += copy.kLines) {
+        for (int row = copy.line; row < kCols; row += copy.kLines) {
           const auto place = places.load<Place>(row * int(sizeof(Place)));
-          const int position = first + place.position;
-          const bool valid = is_there && place.item >= 0 &&
-                             static_cast<unsigned>(position) < static_cast<unsigned>(view.length);
-          copy_async<16>(window, row * kPitch, from, valid ? place.item + position * view.position : 0, valid);
+          copy_row(row, place.item, first + place.position, place.item >= 0);
         }
       }
     };
 
-    Units units;
-    const int taps = residue.taps, steps = static_cast<int>(plan.channel_blocks) * taps;
+    Units units(plan.row_step);
+    const int steps = static_cast<int>(plan.channel_blocks) * taps;
     if (steps > 0) {
-      Step ahead(taps, plan.tap_block);
-      int first_bytes[kAhead] = {};  // of the window, for the first column: of this step and those ahead
+      Step ahead;
+      ahead.taps_left = fewest_taps + (longer_windows > 0 ? 1 : 0);
+      bool begins = true;  // a window
+      auto weights = thread_weights.from(first_tile * kTile);
+      int window_bytes_at[kAhead] = {};  // of this step and those ahead
 #pragma unroll 1
       for (int step = -kAhead; step < steps; ++step) {
         if (step >= 0) {
           wait_copies<kAhead - 1>();
           sync_block();
         }
-        const int window_byte =
-            (ahead.slot * plan.window_rows + (ahead.tap - ahead.window_begin) * plan.row_distance) * kPitch;
-        if (step + kAhead < steps) copy_step(ahead, step + kAhead);
+        const int ahead_byte = ahead.window_byte;
+        if (step + kAhead < steps) {
+          const Shared to = weight_ring.from((step + kAhead) % kStages * kRows * kPitch + weight_byte);
+#pragma unroll
+          for (int row = 0; row < kRows; row += copy.kLines) {
+            if (kRows >= copy.kLines || copy.line < kRows) {
+              copy_async<16>(to, row * kPitch, weights, row * kChannels, true);
+            }
+          }
+          if (begins) copy_window(ahead);
+          ++ahead.tap;
+          begins = --ahead.taps_left == 0;
+          if (begins) {
+            if (++ahead.slot == plan.windows) ahead.slot = 0;
+            if (++ahead.window == windows) {
+              ahead.window = ahead.tap = 0;
+              ++ahead.channel_block;
+            }
+            ahead.taps_left = fewest_taps + (ahead.window < longer_windows ? 1 : 0);
+            ahead.window_byte = ahead.slot * window_bytes;
+            const int64_t tile = first_tile + ahead.tap * tap_tiles + ahead.channel_block * plan.row_tiles;
+            weights = thread_weights.from(tile * kTile);
+          } else {
+            ahead.window_byte += tap_bytes;
+            weights = weights.from(tap_tiles * kTile);
+          }
+        }
         commit_copies();
-        ahead.advance(plan.windows);
         if (step >= 0) {
-          units.multiply(
-              weight_ring.from(step % kStages * kRows * kPitch), window_ring.from(first_bytes[0]), plan.row_step);
+          units.multiply(weight_ring.from(step % kStages * kRows * kPitch), window_ring.from(window_bytes_at[0]));
         }
 #pragma unroll
-        for (int i = 0; i + 1 < kAhead; ++i) first_bytes[i] = first_bytes[i + 1];
-        first_bytes[kAhead - 1] = window_byte;
+        for (int i = 0; i + 1 < kAhead; ++i) window_bytes_at[i] = window_bytes_at[i + 1];
+        window_bytes_at[kAhead - 1] = ahead_byte;
       }
       sync_block();
     }

@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
       }
     };
 
-    Units units;
+    Units units(plan.row_step);
 #pragma unroll 1
     for (int step = -kAhead; step < steps; ++step) {
       if (step >= 0) {
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
       if (step >= 0) {
         units.multiply_outer(
             grad_ring.from(step % kStages * kGradRows * kPitch), window_ring.from(step % kStages * window_bytes),
-            plan.block_step, plan.row_step);
+            plan.block_step);
       }
     }
 

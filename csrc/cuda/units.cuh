@@ -33,10 +33,13 @@ class MatrixUnits {
  public:
   static constexpr int kScratchBytes = kWarps * 16 * kScratchPitch * int(sizeof(float));
 
-  __device__ MatrixUnits()
+  // row_step: rows of the window from column to column.
+  explicit __device__ MatrixUnits(int row_step)
       : lane_(thread_index() % 32),
         row_(thread_index() / 32 / kWarpsAcross * kWarpRows),
-        col_(thread_index() / 32 % kWarpsAcross * kWarpCols) {
+        col_(thread_index() / 32 % kWarpsAcross * kWarpCols),
+        row_step_(row_step),
+        window_byte_((col_ + lane_ % 8) * row_step * kPitch + lane_ / 8 * 16) {
 #pragma unroll
     for (int m = 0; m < kDown; ++m) {
 #pragma unroll
@@ -48,13 +51,10 @@ class MatrixUnits {
   }
 
   // sum[r][c] += rows[r] . window[c * row_step]
-  __device__ void multiply(Shared rows, Shared window, int row_step) {
+  __device__ void multiply(Shared rows, Shared window) {
     uint32_t b[kAcross][4];
 #pragma unroll
-    for (int n = 0; n < kAcross; ++n) {
-      const int row = (col_ + 8 * n + lane_ % 8) * row_step;
-      load_matrices(b[n], window, row * kPitch + lane_ / 8 * 16);
-    }
+    for (int n = 0; n < kAcross; ++n) load_matrices(b[n], window, window_byte_ + n * row_step_ * (8 * kPitch));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -70,7 +70,7 @@ class MatrixUnits {
   // sum[r][c] += sum over positions p of grad[r at p] * window[c at p]. Both come in blocks of kRowChannels: row r at p
   // is in row (block of r) * kOuterPositions + p of grad, column c at p in row (block of c) * block_step +
   // p * row_step.
-  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step) {
+  __device__ void multiply_outer(Shared grad, Shared window, int block_step) {
     constexpr int kBlock = kRowChannels<Storage>;
     uint32_t a[4];
     if constexpr (kIs16Bit<T>) {
@@ -80,7 +80,7 @@ class MatrixUnits {
 #pragma unroll
         for (int n = 0; n < kAcross / 2; ++n) {
           const int position = p + lane_ / 8 % 2 * 8 + lane_ % 8;
-          const int col = col_ + 16 * n + lane_ / 16 * 8, row = col / kBlock * block_step + position * row_step;
+          const int col = col_ + 16 * n + lane_ / 16 * 8, row = col / kBlock * block_step + position * row_step_;
           load_matrices_transposed(b[n], window, row * kOuterPitch + col % kBlock * 2);
         }
 #pragma unroll
@@ -101,9 +101,9 @@ class MatrixUnits {
         uint32_t b[kAcross][2];
 #pragma unroll
         for (int n = 0; n < kAcross; ++n) {
-          const int col = col_ + 8 * n + g, row = col / kBlock * block_step + (p + i) * row_step;
+          const int col = col_ + 8 * n + g, row = col / kBlock * block_step + (p + i) * row_step_;
           b[n][0] = window.load<uint32_t>(row * kOuterPitch + col % kBlock * 4);
-          b[n][1] = window.load<uint32_t>((row + 4 * row_step) * kOuterPitch + col % kBlock * 4);
+          b[n][1] = window.load<uint32_t>((row + 4 * row_step_) * kOuterPitch + col % kBlock * 4);
         }
 #pragma unroll
         for (int m = 0; m < kDown; ++m) {
@@ -163,7 +163,7 @@ class MatrixUnits {
   }
 
  private:
-  int lane_, row_, col_;
+  int lane_, row_, col_, row_step_, window_byte_;
   float sum_[kDown][kAcross][4];
 };
 
@@ -188,11 +188,12 @@ class FmaUnits {
   static constexpr int kChunk = 16 / int(sizeof(T));  // numbers
 
  public:
-  __device__ FmaUnits()
+  explicit __device__ FmaUnits(int row_step)
       : row_(thread_index() / 32 / kWarpsAcross * kWarpRows),
         col_(thread_index() / 32 % kWarpsAcross * kWarpCols),
         y_(thread_index() % 32 / 8),
-        x_(thread_index() % 8) {
+        x_(thread_index() % 8),
+        row_step_(row_step) {
 #pragma unroll
     for (int i = 0; i < kThreadRows; ++i) {
 #pragma unroll
@@ -200,14 +201,14 @@ class FmaUnits {
     }
   }
 
-  __device__ void multiply(Shared rows, Shared window, int row_step) {
+  __device__ void multiply(Shared rows, Shared window) {
     // Not unrolled: a second set of operands would not fit into the registers.
 #pragma unroll 1
     for (int chunk = 0; chunk < kRowBytes; chunk += 16) {
       Pack<T, kChunk> b[kThreadCols];
 #pragma unroll
       for (int j = 0; j < kThreadCols; ++j) {
-        b[j] = window.load<Pack<T, kChunk>>((col_ + x_ + 8 * j) * row_step * kPitch + chunk);
+        b[j] = window.load<Pack<T, kChunk>>((col_ + x_ + 8 * j) * row_step_ * kPitch + chunk);
       }
 #pragma unroll
       for (int i = 0; i < kThreadRows; ++i) {
@@ -222,7 +223,7 @@ class FmaUnits {
   }
 
   // Here a thread's rows and columns are neighbours, kChunk at a time.
-  __device__ void multiply_outer(Shared grad, Shared window, int block_step, int row_step) {
+  __device__ void multiply_outer(Shared grad, Shared window, int block_step) {
     constexpr int kBlock = kRowChannels<T>, kSize = int(sizeof(T));
 #pragma unroll 2
     for (int p = 0; p < kOuterPositions; ++p) {
@@ -234,7 +235,7 @@ class FmaUnits {
       }
 #pragma unroll
       for (int j = 0; j < kThreadCols / kChunk; ++j) {
-        const int c = outer_col(j * kChunk), row = c / kBlock * block_step + p * row_step;
+        const int c = outer_col(j * kChunk), row = c / kBlock * block_step + p * row_step_;
         b[j] = window.load<Pack<T, kChunk>>(row * kOuterPitch + c % kBlock * kSize);
       }
 #pragma unroll
@@ -270,7 +271,7 @@ class FmaUnits {
   __device__ int outer_row(int i) const { return row_ + i / kChunk * 4 * kChunk + y_ * kChunk + i % kChunk; }
   __device__ int outer_col(int j) const { return col_ + j / kChunk * 8 * kChunk + x_ * kChunk + j % kChunk; }
 
-  int row_, col_, y_, x_;
+  int row_, col_, y_, x_, row_step_;
   T sum_[kThreadRows][kThreadCols];
 };
 
