@@ -26,12 +26,27 @@ struct alignas(sizeof(T) * N) Pack {
   T at[N];
 };
 
+// What the compiler moves as one: a Pack of 16-bit numbers it takes apart.
+template <int kBytes>
+using Word = std::conditional_t<
+    kBytes == 16, uint4, std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
+
 // Global memory, from an element of it on.
 template <class T>
 struct Global {
   T* data;
   __device__ T load(int64_t i) const { return data[i]; }
   __device__ void store(int64_t i, T value) const { data[i] = value; }
+  // N elements as one, element i aligned to all their bytes.
+  template <int N>
+  __device__ Pack<std::remove_const_t<T>, N> load_pack(int64_t i) const {
+    return __builtin_bit_cast(Pack<std::remove_const_t<T>, N>, *reinterpret_cast<const Word<sizeof(T) * N>*>(data + i));
+  }
+  template <int N>
+  __device__ void store_pack(int64_t i, Pack<T, N> values) const {
+    using Bytes = Word<sizeof(values)>;
+    *reinterpret_cast<Bytes*>(data + i) = __builtin_bit_cast(Bytes, values);
+  }
   __device__ Global<T> from(int64_t i) const { return {data + i}; }
   __device__ bool is_null() const { return data == nullptr; }
 };

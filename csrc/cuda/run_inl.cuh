@@ -47,6 +47,9 @@ UnitsShape shape_of() {
       int(sizeof(typename Units::Storage))};
 }
 
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
 // What `fits` has seen to.
 int to_int(int64_t size) { return static_cast<int>(size); }
 
@@ -138,8 +141,9 @@ class Runner {
     correlate_to(c, view, pointers.signal, weight, nullptr, padded);
     if (launches_) {
       launch<kThreads>(
-          fold_padding<T, Sum>, grid_of_elements(p.batch * p.in_channels * p.in_length), 0, stream_, p.batch,
-          p.in_channels, input_of(p), p.accumulate, p.negate, global<const Sum>(padded), global<T>(pointers.result));
+          fold_padding<T, Sum>, grid(ceil_div(p.batch * p.in_channels * ceil_div(p.in_length, kFoldPositions), kWarps)),
+          0, stream_, p.batch, p.in_channels, input_of(p), p.accumulate, p.negate, global<const Sum>(padded),
+          global<T>(pointers.result));
     }
     return workspace_.taken();
   }
@@ -173,9 +177,16 @@ class Runner {
     const Conv1dProblem row = as_bias(p);
     const auto partials = take_partials(row, splits);
     if (launches_) {
+      constexpr int64_t kChunk = 16 / sizeof(T);
+      const int64_t row_chunks = ceil_div(p.out_length, kChunk);
+      const PositionsPlan plan{
+          p.batch,  to_int(p.out_channels), to_int(p.out_length), to_int(row_chunks),
+          p.output, splits,                 ceil_div(p.batch * row_chunks, splits)};
+      const bool vectors = p.output.position == 1 && p.output.channel % kChunk == 0 && p.output.batch % kChunk == 0 &&
+                           p.out_length % kChunk == 0 && is_aligned(pointers.signal, 16);
       launch<kThreads>(
-          sum_positions<T, Sum>, grid(splits * p.out_channels), kWarps * int(sizeof(Sum)), stream_, p.batch,
-          p.out_channels, p.out_length, p.output, splits, global<const T>(pointers.signal), partials);
+          vectors ? sum_positions<T, Sum, true> : sum_positions<T, Sum, false>, grid(splits * p.out_channels),
+          kWarps * int(sizeof(Sum)), stream_, plan, global<const T>(pointers.signal), partials);
     }
     sum(row, splits, partials, pointers.result);
     return workspace_.taken();
@@ -191,8 +202,6 @@ class Runner {
 
   // Blocks take more than one part of the work where there are more parts than a launch may have blocks.
   int64_t grid(int64_t parts) const { return std::min(parts, device_.most_blocks); }
-  // Of kernels whose threads take one element at a time.
-  int64_t grid_of_elements(int64_t elements) const { return grid((elements + kThreads - 1) / kThreads); }
 
   // Where 32 rows would mostly be filled up with zeros, for which only matrix units have the arithmetic to spare.
   bool takes_narrow(int64_t rows, int64_t channels) const {
@@ -232,9 +241,9 @@ class Runner {
       Global<const T> weight, const void* bias, void* result) {
     void* packed = workspace_.take(plan.packed_elements * int64_t{sizeof(T)});
     if (!launches_) return;
+    const PackPlan pack = plan_packing<Units>(c, plan, view, weight.data);
     launch<kThreads>(
-        pack_weights<Units>, grid_of_elements(plan.packed_elements), 0, stream_, c, plan, view, weight,
-        global<T>(packed));
+        pack_weights<Units>, grid(pack.tiles), pack.shared_bytes, stream_, pack, weight, global<T>(packed));
     launch<kThreads>(
         correlate<Units>, grid(plan.blocks), plan.shared_bytes, stream_, c, plan, global<const T>(signal),
         global<const T>(packed), global<const T>(bias), global<T>(result));
@@ -258,10 +267,16 @@ class Runner {
   }
   void sum(const Conv1dProblem& p, int64_t splits, Global<Sum> partials, void* result) const {
     if (!launches_) return;
+    constexpr int kWidth = 16 / sizeof(Sum);
+    const int64_t count = weights(p), in_channels = p.in_channels / p.groups;
+    const bool vectors = count % kWidth == 0;
+    const int width = vectors ? kWidth : 1, parts = parts_of_sum(count, splits);
+    const bool in_order = p.weight.tap == 1 && p.weight.in_channel == p.kernel_size &&
+                          p.weight.out_channel == in_channels * p.kernel_size && is_aligned(result, width * sizeof(T));
     launch<kThreads>(
-        sum_partials<T, Sum>, grid_of_elements(weights(p) * threads_of_sum(splits)), 0, stream_, p.out_channels,
-        p.in_channels / p.groups, p.kernel_size, p.weight, splits, p.accumulate, p.negate,
-        Global<const Sum>{partials.data}, global<T>(result));
+        vectors ? sum_partials<T, Sum, kWidth> : sum_partials<T, Sum, 1>, grid(ceil_div(count * parts, kThreads * width)),
+        kThreads * width * int(sizeof(Sum)), stream_, count, in_channels, p.kernel_size, p.weight, in_order,
+        to_int(splits), parts, p.accumulate, p.negate, Global<const Sum>{partials.data}, global<T>(result));
   }
 
   Device device_;
