@@ -26,26 +26,32 @@ struct alignas(sizeof(T) * N) Pack {
   T at[N];
 };
 
-// What the compiler moves as one: a Pack of 16-bit numbers it takes apart.
-template <int kBytes>
-using Word = std::conditional_t<
-    kBytes == 16, uint4, std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
-
 // Global memory, from an element of it on.
 template <class T>
 struct Global {
   T* data;
   __device__ T load(int64_t i) const { return data[i]; }
   __device__ void store(int64_t i, T value) const { data[i] = value; }
-  // N elements as one, element i aligned to all their bytes.
+  // N elements as one, element i aligned to all their bytes; of 16-bit numbers the compiler would move parts.
   template <int N>
   __device__ Pack<std::remove_const_t<T>, N> load_pack(int64_t i) const {
-    return __builtin_bit_cast(Pack<std::remove_const_t<T>, N>, *reinterpret_cast<const Word<sizeof(T) * N>*>(data + i));
+    using Values = Pack<std::remove_const_t<T>, N>;
+    if constexpr (sizeof(Values) == 16) {
+      return __builtin_bit_cast(Values, *reinterpret_cast<const uint4*>(data + i));
+    } else {
+      return *reinterpret_cast<const Values*>(data + i);
+    }
   }
   template <int N>
   __device__ void store_pack(int64_t i, Pack<T, N> values) const {
-    using Bytes = Word<sizeof(values)>;
-    *reinterpret_cast<Bytes*>(data + i) = __builtin_bit_cast(Bytes, values);
+    if constexpr (sizeof(values) == 16) {
+      const auto words = __builtin_bit_cast(uint4, values);
+      asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(data + i), "r"(words.x), "r"(words.y), "r"(words.z),
+                   "r"(words.w)
+                   : "memory");
+    } else {
+      *reinterpret_cast<Pack<T, N>*>(data + i) = values;
+    }
   }
   __device__ Global<T> from(int64_t i) const { return {data + i}; }
   __device__ bool is_null() const { return data == nullptr; }

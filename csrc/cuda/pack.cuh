@@ -15,6 +15,7 @@ struct PackPlan {
   int folded_taps;                   // a channel that stands for channel and tap has so many of them; otherwise 1
   int rows, channel_blocks, taps;    // of the result, in each group
   int tile_rows, tile_taps, row_tiles, tap_tiles;
+  int64_t tap_step;  // of the result, from tap to tap
   bool rows_inside;  // rows are closer to each other in memory than channels are
   bool aligned;      // weights begin at a multiple of 16 bytes
   int pitch;         // bytes of a tile from row to row, or from channel to channel where rows are inside
@@ -24,6 +25,7 @@ struct PackPlan {
 
 template <class Units>
 PackPlan plan_packing(const Correlation& c, const CorrelatePlan& plan, const WeightView& view, const void* weight) {
+  using T = typename Units::Storage;
   constexpr int kTileBytes = 16 << 10, kTilePlaces = kTileBytes / kRowBytes;  // a place: a row at a tap
   constexpr int kRowsAtLeast = 8;  // and multiples of it, for the sake of their alignment
   constexpr int kPadding = 16;     // puts neighbouring rows into different banks
@@ -42,15 +44,16 @@ PackPlan plan_packing(const Correlation& c, const CorrelatePlan& plan, const Wei
   pack.rows = static_cast<int>(plan.row_tiles * Units::kRows);
   pack.channel_blocks = static_cast<int>(plan.channel_blocks);
   pack.taps = static_cast<int>(plan.packed_taps);
+  pack.tap_step = int64_t{pack.channel_blocks} * pack.rows * kRowChannels<T>;
   const int64_t tap_tiles = ceil_div(pack.taps, kTilePlaces / kRowsAtLeast);
   pack.tile_taps = static_cast<int>(ceil_div(ceil_div(pack.taps, tap_tiles), kRowsAtLeast) * kRowsAtLeast);
   pack.tile_taps = std::min(pack.tile_taps, pack.taps);
   pack.tile_rows = std::min(kTilePlaces / pack.tile_taps / kRowsAtLeast * kRowsAtLeast, pack.rows);
   pack.rows_inside = pack.folded_taps == 1 && view.row < pack.view.channel;
   pack.aligned = reinterpret_cast<uintptr_t>(weight) % 16 == 0;
-  const int run = pack.tile_taps * (pack.rows_inside ? pack.tile_rows * int(sizeof(typename Units::Storage)) : kRowBytes);
+  const int run = pack.tile_taps * (pack.rows_inside ? pack.tile_rows * int(sizeof(T)) : kRowBytes);
   pack.pitch = static_cast<int>(ceil_div(run, 16) * 16) + kPadding;
-  pack.shared_bytes = pack.pitch * (pack.rows_inside ? kRowChannels<typename Units::Storage> : pack.tile_rows);
+  pack.shared_bytes = pack.pitch * (pack.rows_inside ? kRowChannels<T> : pack.tile_rows);
   pack.row_tiles = static_cast<int>(ceil_div(pack.rows, pack.tile_rows));
   pack.tap_tiles = static_cast<int>(ceil_div(pack.taps, pack.tile_taps));
   pack.tiles = c.groups * pack.channel_blocks * pack.row_tiles * pack.tap_tiles;
@@ -80,11 +83,11 @@ __device__ inline void copy_weights(
   const int64_t inner_step = plan.rows_inside ? plan.view.row : plan.view.channel;
   const int run = inner * taps / kWidth;
   const Divider by_run(run), by_taps(taps);
-#pragma unroll 4
+#pragma unroll(kWidth > 1 ? 1 : 4)
   for (int i = thread_index(); i < outer * run; i += kThreads) {
     const int o = by_run.quotient(i), in_run = (i - o * run) * kWidth;
     int place = by_taps.quotient(in_run), tap = in_run - place * taps;
-    if (plan.folded_taps > 1) {
+    if (kWidth == 1 && plan.folded_taps > 1) {
       const int channel = first_channel + place;
       place = channel / plan.folded_taps;
       tap = channel - place * plan.folded_taps;
@@ -92,7 +95,7 @@ __device__ inline void copy_weights(
     const int64_t at = o * outer_step + place * inner_step + tap * plan.view.tap;
     const int byte = o * plan.pitch + in_run * int(sizeof(T));
     if constexpr (kWidth > 1) {
-      copy_async<kWidth * int(sizeof(T))>(tile, byte, weight, at, true);
+      copy_async<kWidth* int(sizeof(T))>(tile, byte, weight, at, true);
     } else {
       tile.store<T>(byte, weight.load(at));
     }
@@ -122,14 +125,22 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_weights(
     const int filled_rows = smaller(plan.filled_rows - row0, rows);  // or less than none
     const int filled_channels = smaller(plan.filled_channels - channel0, kChannels);
 
+    if (filled_rows < rows || filled_channels < kChannels) {
+      for (int byte = thread_index() * 16; byte < plan.shared_bytes; byte += kThreads * 16) {
+        copy_async<16>(tile, byte, weight, 0, false);
+      }
+      commit_copies();
+      wait_copies<0>();
+      sync_block();
+    }
     if (filled_rows > 0) {
       const WeightView& view = plan.view;
       const int outer = plan.rows_inside ? filled_channels : filled_rows;
       const int inner = plan.rows_inside ? filled_rows : filled_channels;
       const int64_t outer_step = plan.rows_inside ? view.channel : view.row;
       const int64_t inner_step = plan.rows_inside ? view.row : view.channel;
-      const int64_t first = group * view.group + row0 * view.row + tap0 * view.tap +
-                            (plan.folded_taps > 1 ? 0 : channel0 * view.channel);
+      const int64_t first =
+          group * view.group + row0 * view.row + tap0 * view.tap + (plan.folded_taps > 1 ? 0 : channel0 * view.channel);
       const auto aligned = [](int64_t offset) { return offset % kVector == 0; };
       const bool one_run = inner_step == taps, runs_of_taps = aligned(inner_step) && aligned(taps);
       if (plan.aligned && plan.folded_taps == 1 && view.tap == 1 && (one_run || runs_of_taps) && aligned(first) &&
@@ -147,25 +158,20 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_weights(
     // the next two take the next row, whose weights are in other banks.
     const int row_pitch = plan.rows_inside ? taps * kSize : plan.pitch;
     const int channel_pitch = plan.rows_inside ? plan.pitch : taps * kSize;
-    const int64_t tap_step = int64_t{plan.channel_blocks} * plan.rows * kChannels;
     const auto to = packed.from(
-        (int64_t{group} * plan.taps + tap0) * tap_step + (int64_t{channel_block} * plan.rows + row0) * kChannels);
-    const Divider by_pair(rows * taps), by_tap(rows);
-    for (int i = thread_index(); i < rows * taps * (kRowBytes / 16); i += kThreads) {
-      const int pair = by_pair.quotient(i / 2), place = i / 2 - pair * rows * taps;
-      const int tap = by_tap.quotient(place), row = place - tap * rows;
-      const int channel = (2 * pair + i % 2) * kVector;
-      const int last = smaller(filled_channels - channel, kVector) - 1;
-      Pack<T, kVector> values{};
-      if (row < filled_rows && last >= 0) {
-        const Shared from = tile.from(row * row_pitch + channel * channel_pitch + tap * kSize);
+        (int64_t{group} * plan.taps + tap0) * plan.tap_step + (int64_t{channel_block} * plan.rows + row0) * kChannels);
+    const int places = rows * taps, side = thread_index() % 2;
+    const Divider by_places(places), by_rows(rows);
+    for (int i = thread_index() / 2; i < places * (kRowBytes / 32); i += kThreads / 2) {
+      const int pair = by_places.quotient(i), place = i - pair * places;
+      const int tap = by_rows.quotient(place), row = place - tap * rows, channel = (2 * pair + side) * kVector;
+      const Shared from = tile.from(row * row_pitch + channel * channel_pitch + tap * kSize);
+      Pack<T, kVector> values;
 #pragma unroll
-        for (int e = 0; e < kVector; ++e) {
-          const T value = rounded<typename Units::Number>(from.load<T>(smaller(e, last) * channel_pitch));
-          if (e <= last) values.at[e] = value;
-        }
+      for (int e = 0; e < kVector; ++e) {
+        values.at[e] = rounded<typename Units::Number>(from.load<T>(e * channel_pitch));
       }
-      to.store_pack(tap * tap_step + (row * kChannels + channel), values);
+      to.store_pack(tap * plan.tap_step + (row * kChannels + channel), values);
     }
     sync_block();
   }

@@ -21,8 +21,11 @@ __device__ inline Sum sum_of_block(Sum value, Shared scratch) {
   return sum;
 }
 
-// How sum_positions shares its work. A row of grad_output is cut into chunks of 16 bytes, whether they can be loaded as
-// such or not; a split has the same number of them, of as many rows as it takes.
+// Of which numbers 16 bytes lie side by side in memory, aligned.
+enum class Neighbours { kNone, kPositions, kChannels };
+
+// How sum_positions shares its work. A row of grad_output is cut into chunks of 16 bytes, whether they lie together or
+// not, so that layouts do not show in the sums; a split has the same number of them, of as many rows as it takes.
 struct PositionsPlan {
   int64_t batch;
   int channels, length, row_chunks;
@@ -30,34 +33,43 @@ struct PositionsPlan {
   int64_t splits, split_chunks;
 };
 
-// partials[split][out_channel] = sum of a part of each channel's grad_output. kVectors: chunks are neighbours in memory,
-// aligned and complete.
-template <class T, class Sum, bool kVectors>
-__global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm)
+// partials[split][out_channel] = sum of a part of each channel's grad_output. A block takes one channel, or those that
+// are neighbours.
+template <class T, class Sum, Neighbours kNeighbours>
+__global__ void __launch_bounds__(kThreads, kNeighbours == Neighbours::kChannels ? 2 : kPlainBlocksPerSm)
     sum_positions(const PositionsPlan plan, const Global<const T> grad, const Global<Sum> partials) {
-  constexpr int kChunk = 16 / int(sizeof(T));
+  constexpr int kChunk = 16 / int(sizeof(T)), kChannels = kNeighbours == Neighbours::kChannels ? kChunk : 1;
   const int64_t chunks = plan.batch * plan.row_chunks, chunk_step = kChunk * plan.strides.position;
   // From a thread's chunk to its next one.
   const int items = kThreads / plan.row_chunks, more_chunks = kThreads % plan.row_chunks;
   const int64_t step = items * plan.strides.batch + more_chunks * chunk_step;
   const int64_t to_next_item = plan.strides.batch - plan.row_chunks * chunk_step;
-  for (int64_t block = block_index(); block < plan.splits * plan.channels; block += block_count()) {
-    const int64_t split = block / plan.channels, channel = block - split * plan.channels;
+  const int channel_blocks = plan.channels / kChannels;
+  for (int64_t block = block_index(); block < plan.splits * channel_blocks; block += block_count()) {
+    const int64_t split = block / channel_blocks, channel = (block - split * channel_blocks) * kChannels;
     const int64_t begin = split * plan.split_chunks + thread_index(), split_end = (split + 1) * plan.split_chunks;
     const int64_t end = split_end < chunks ? split_end : chunks, item = begin / plan.row_chunks;
     int chunk = static_cast<int>(begin - item * plan.row_chunks);
     int64_t at = item * plan.strides.batch + channel * plan.strides.channel + chunk * chunk_step;
-    Sum sum = 0;
-#pragma unroll 4
+    Sum sums[kChannels] = {};
+#pragma unroll(kNeighbours == Neighbours::kPositions ? 4 : 1)
     for (int64_t i = begin; i < end; i += kThreads) {
-      if constexpr (kVectors) {
+      if constexpr (kNeighbours == Neighbours::kPositions) {
         const auto values = grad.template load_pack<kChunk>(at);
 #pragma unroll
-        for (int e = 0; e < kChunk; ++e) sum += widen(values.at[e]);
+        for (int e = 0; e < kChunk; ++e) sums[0] += widen(values.at[e]);
       } else {
+        Pack<T, kChannels> values[kChunk] = {};
 #pragma unroll
         for (int e = 0; e < kChunk; ++e) {
-          if (chunk * kChunk + e < plan.length) sum += widen(grad.load(at + e * plan.strides.position));
+          if (chunk * kChunk + e < plan.length) {
+            values[e] = grad.template load_pack<kChannels>(at + e * plan.strides.position);
+          }
+        }
+#pragma unroll
+        for (int e = 0; e < kChunk; ++e) {
+#pragma unroll
+          for (int k = 0; k < kChannels; ++k) sums[k] += widen(values[e].at[k]);
         }
       }
       at += step;
@@ -67,8 +79,11 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm)
         at += to_next_item;
       }
     }
-    sum = sum_of_block(sum, shared_memory());
-    if (thread_index() == 0) partials.store(block, sum);
+#pragma unroll
+    for (int k = 0; k < kChannels; ++k) {
+      const Sum sum = sum_of_block(sums[k], shared_memory());
+      if (thread_index() == 0) partials.store(split * plan.channels + channel + k, sum);
+    }
   }
 }
 

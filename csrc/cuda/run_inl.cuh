@@ -180,13 +180,23 @@ class Runner {
       constexpr int64_t kChunk = 16 / sizeof(T);
       const int64_t row_chunks = ceil_div(p.out_length, kChunk);
       const PositionsPlan plan{
-          p.batch,  to_int(p.out_channels), to_int(p.out_length), to_int(row_chunks),
-          p.output, splits,                 ceil_div(p.batch * row_chunks, splits)};
-      const bool vectors = p.output.position == 1 && p.output.channel % kChunk == 0 && p.output.batch % kChunk == 0 &&
-                           p.out_length % kChunk == 0 && is_aligned(pointers.signal, 16);
+          p.batch,
+          to_int(p.out_channels),
+          to_int(p.out_length),
+          to_int(row_chunks),
+          p.output,
+          splits,
+          ceil_div(p.batch * row_chunks, splits)};
+      const auto whole = [](int64_t numbers) { return numbers % kChunk == 0; };
+      const bool aligned = is_aligned(pointers.signal, 16) && whole(p.output.batch);
+      const bool positions = aligned && p.output.position == 1 && whole(p.output.channel) && whole(p.out_length);
+      const bool channels = aligned && p.output.channel == 1 && whole(p.output.position) && whole(p.out_channels);
       launch<kThreads>(
-          vectors ? sum_positions<T, Sum, true> : sum_positions<T, Sum, false>, grid(splits * p.out_channels),
-          kWarps * int(sizeof(Sum)), stream_, plan, global<const T>(pointers.signal), partials);
+          positions  ? sum_positions<T, Sum, Neighbours::kPositions>
+          : channels ? sum_positions<T, Sum, Neighbours::kChannels>
+                     : sum_positions<T, Sum, Neighbours::kNone>,
+          grid(splits * p.out_channels / (channels && !positions ? kChunk : 1)), kWarps * int(sizeof(Sum)), stream_,
+          plan, global<const T>(pointers.signal), partials);
     }
     sum(row, splits, partials, pointers.result);
     return workspace_.taken();
@@ -274,9 +284,10 @@ class Runner {
     const bool in_order = p.weight.tap == 1 && p.weight.in_channel == p.kernel_size &&
                           p.weight.out_channel == in_channels * p.kernel_size && is_aligned(result, width * sizeof(T));
     launch<kThreads>(
-        vectors ? sum_partials<T, Sum, kWidth> : sum_partials<T, Sum, 1>, grid(ceil_div(count * parts, kThreads * width)),
-        kThreads * width * int(sizeof(Sum)), stream_, count, in_channels, p.kernel_size, p.weight, in_order,
-        to_int(splits), parts, p.accumulate, p.negate, Global<const Sum>{partials.data}, global<T>(result));
+        vectors ? sum_partials<T, Sum, kWidth> : sum_partials<T, Sum, 1>,
+        grid(ceil_div(count * parts, kThreads * width)), kThreads * width * int(sizeof(Sum)), stream_, count,
+        in_channels, p.kernel_size, p.weight, in_order, to_int(splits), parts, p.accumulate, p.negate,
+        Global<const Sum>{partials.data}, global<T>(result));
   }
 
   Device device_;
