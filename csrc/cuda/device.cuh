@@ -202,6 +202,13 @@ __device__ inline T narrow(Wide x) {
   }
 }
 
+// For which every multiprocessor has room; some have more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kThreadsPerSm = 1024;
+#else
+constexpr int kThreadsPerSm = 1536;
+#endif
+
 // Starts `kernel` on so many blocks (at most 2^31 - 1) of kThreads threads. What goes wrong is the runtime's last
 // error.
 template <int kThreads, class... Params, class... Args>

@@ -8,6 +8,9 @@
 
 namespace conv1d_ext::cuda {
 
+// As many as there is room for: while one waits for its tile, others are at work on theirs.
+constexpr int kPackingBlocksPerSm = kThreadsPerSm / kThreads;
+
 // How weights are packed: a block of threads takes tiles of one block of channels, some rows and some taps.
 struct PackPlan {
   WeightView view;
@@ -74,8 +77,8 @@ class Divider {
   uint32_t reciprocal_;  // of 2^31, rounded up
 };
 
-// A tile as it lies in memory: `outer` runs, of `inner` rows or channels and `taps` taps of each, kWidth weights at a
-// time. weight: from the first of them on, but for channels of folded taps.
+// A tile as it lies in memory: `outer` runs, of `inner` rows or channels and `taps` taps of each; one weight at a time,
+// or 16 bytes of them. weight: from the first of them on, but for channels of folded taps.
 template <int kWidth, class T>
 __device__ inline void copy_weights(
     Shared tile, const PackPlan& plan, Global<const T> weight, int outer, int inner, int taps, int first_channel) {
@@ -95,7 +98,7 @@ __device__ inline void copy_weights(
     const int64_t at = o * outer_step + place * inner_step + tap * plan.view.tap;
     const int byte = o * plan.pitch + in_run * int(sizeof(T));
     if constexpr (kWidth > 1) {
-      copy_async<kWidth* int(sizeof(T))>(tile, byte, weight, at, true);
+      copy_async<16>(tile, byte, weight, at, true);
     } else {
       tile.store<T>(byte, weight.load(at));
     }
@@ -107,14 +110,14 @@ __device__ inline void copy_weights(
 // are one. Tiles of them pass through shared memory: they are read along the runs of one order, and written along those
 // of the other.
 template <class Units>
-__global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_weights(
+__global__ void __launch_bounds__(kThreads, kPackingBlocksPerSm) pack_weights(
     const PackPlan plan, const Global<const typename Units::Storage> weight,
     const Global<typename Units::Storage> packed) {
   using T = typename Units::Storage;
   constexpr int kChannels = kRowChannels<T>, kSize = sizeof(T), kVector = 16 / kSize;
   const Shared tile = shared_memory();
   for (int64_t block = block_index(); block < plan.tiles; block += block_count()) {
-    // Each tile is 256 bytes or more of the result, so there are not 2^32 of them.
+    // Each tile is 8 rows of the result or more, so there are not 2^32 of them.
     const uint32_t row_tile_index = static_cast<uint32_t>(block) / plan.tap_tiles;
     const uint32_t block_of_all = row_tile_index / plan.row_tiles, group = block_of_all / plan.channel_blocks;
     const int tap0 = static_cast<int>(static_cast<uint32_t>(block) - row_tile_index * plan.tap_tiles) * plan.tile_taps;

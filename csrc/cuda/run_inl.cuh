@@ -195,8 +195,8 @@ class Runner {
           positions  ? sum_positions<T, Sum, Neighbours::kPositions>
           : channels ? sum_positions<T, Sum, Neighbours::kChannels>
                      : sum_positions<T, Sum, Neighbours::kNone>,
-          grid(splits * p.out_channels / (channels && !positions ? kChunk : 1)), kWarps * int(sizeof(Sum)), stream_,
-          plan, global<const T>(pointers.signal), partials);
+          grid(splits * p.out_channels / (channels ? kChunk : 1)), kWarps * int(sizeof(Sum)), stream_, plan,
+          global<const T>(pointers.signal), partials);
     }
     sum(row, splits, partials, pointers.result);
     return workspace_.taken();

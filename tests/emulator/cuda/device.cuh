@@ -148,6 +148,8 @@ inline T narrow(Wide x) {
   }
 }
 
+constexpr int kThreadsPerSm = 1536;
+
 template <int kThreads, class... Params, class... Args>
 void launch(void (*kernel)(Params...), int64_t blocks, int shared_bytes, Stream, const Args&... args) {
   static_assert(kThreads > 0 && kThreads % emulator::kWarp == 0 && kThreads <= emulator::kMostThreads);
