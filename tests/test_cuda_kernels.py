@@ -1,5 +1,6 @@
 """The CUDA kernels on an emulated GPU (tests/emulator) against the float64 oracle: every operator, type and tile."""
 
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -111,6 +112,72 @@ def test_reads_expanded_tensors(case: Case, type: str) -> None:
     for op in OPS[:3]:
         for choice in (Choice(), Choice("matrix")):
             check(op, type, case, Operands(x, w, bias, grad), choice=choice)
+
+
+def ordered(t: Tensor, order: tuple[int, ...], padding: int = 0, shift: int = 0) -> Tensor:
+    """With the dimensions in this order in memory, from the farthest apart to neighbours."""
+    strides, elements = [0] * t.dim(), 1
+    for dim in reversed(order):
+        strides[dim] = elements
+        elements = elements * t.shape[dim] + padding
+    storage = torch.full((elements + shift,), torch.nan, dtype=t.dtype)
+    return storage.as_strided(t.shape, strides, shift).copy_(t)
+
+
+# Tiles of weights that are read in one run, in runs of taps, number by number; of all taps and of a part of them.
+@pytest.mark.parametrize("choice", [Choice("matrix", "small"), Choice("matrix", "large", "unfold")], ids=str)
+@pytest.mark.parametrize("type", ["bfloat16", "tf32", "float64"])
+@pytest.mark.parametrize(("padding", "shift"), [(0, 0), (8, 0), (0, 1)])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_packs_weights_of_any_layout(
+    order: tuple[int, ...], padding: int, shift: int, type: str, choice: Choice
+) -> None:
+    for case in (Case(1, 40, 9, 264, 1), Case(1, 48, 12, 72, 5), Case(1, 16, 90, 24, 70), Case(1, 6, 41, 10, 37)):
+        operands = operands_of(type, case)
+        operands = operands._replace(weight=ordered(operands.weight, order, padding, shift))
+        for op in OPS[:2]:
+            check(op, type, case, operands, choice=choice)
+
+
+# Channels of rows whose chunks lie together, of positions whose channels do, and neither.
+@pytest.mark.parametrize("type", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("case", [
+    Case(5, 1, 104, 8, 1), Case(300, 1, 8, 16, 1), Case(3, 1, 4099, 1, 1), Case(2, 1, 9000, 24, 1), Case(700, 1, 5, 2, 1)
+], ids=str)  # fmt: skip
+def test_layouts_do_not_show_in_the_sums_of_the_bias(case: Case, type: str) -> None:
+    operands = operands_of(type, case)
+    check("conv1d_backward_bias", type, case, operands)
+    expected = emulate("conv1d_backward_bias", type, case, operands)
+    for layout in LAYOUTS.values():
+        other = operands._replace(grad_output=layout(operands.grad_output))
+        assert torch.equal(emulate("conv1d_backward_bias", type, case, other), expected)
+
+
+# More splits of few weights than one thread adds up, of a multiple of 16 bytes or not.
+@pytest.mark.parametrize("type", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("case", [Case(40, 1, 900, 1, 5), Case(24, 16, 256, 16, 3), Case(16, 33, 200, 31, 3)], ids=str)
+def test_adds_up_many_splits(case: Case, type: str) -> None:
+    operands = operands_of(type, case)
+    for order in ((0, 1, 2), (2, 0, 1)):
+        before = torch.randn(case.weight_shape).to(dtype_of(type))
+        result = ordered(before, order)
+        emulate("conv1d_backward_weight", type, case, operands, result, accumulate=True, negate=True)
+        expected = before - oracle("conv1d_backward_weight", case, operands)
+        reference.assert_matches(result, expected, case.terms("conv1d_backward_weight") + 1)
+
+
+@pytest.mark.parametrize("type", ["bfloat16", "float64"])
+@pytest.mark.parametrize("padding", [(0, 3), (130, 7), (5, 140)])
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_folds_the_padding_of_long_rows(mode: str, padding: tuple[int, int], type: str) -> None:
+    for length in (141, 257, 700):
+        case = Case(2, 3, length, 20, 5, padding=padding, padding_mode=mode)
+        operands = operands_of(type, case)
+        for layout in LAYOUTS.values():
+            result = layout(torch.full(case.input_shape, torch.nan, dtype=dtype_of(type)))
+            emulate("conv1d_backward_input", type, case, operands, result)
+            expected = oracle("conv1d_backward_input", case, operands)
+            reference.assert_matches(result, expected, case.terms("conv1d_backward_input"))
 
 
 @pytest.mark.parametrize("negate", [False, True], ids=["add", "subtract"])

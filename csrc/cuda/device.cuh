@@ -32,6 +32,27 @@ struct Global {
   T* data;
   __device__ T load(int64_t i) const { return data[i]; }
   __device__ void store(int64_t i, T value) const { data[i] = value; }
+  // N elements as one, element i aligned to all their bytes; of 16-bit numbers the compiler would move parts.
+  template <int N>
+  __device__ Pack<std::remove_const_t<T>, N> load_pack(int64_t i) const {
+    using Values = Pack<std::remove_const_t<T>, N>;
+    if constexpr (sizeof(Values) == 16) {
+      return __builtin_bit_cast(Values, *reinterpret_cast<const uint4*>(data + i));
+    } else {
+      return *reinterpret_cast<const Values*>(data + i);
+    }
+  }
+  template <int N>
+  __device__ void store_pack(int64_t i, Pack<T, N> values) const {
+    if constexpr (sizeof(values) == 16) {
+      const auto words = __builtin_bit_cast(uint4, values);
+      asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(data + i), "r"(words.x), "r"(words.y), "r"(words.z),
+                   "r"(words.w)
+                   : "memory");
+    } else {
+      *reinterpret_cast<Pack<T, N>*>(data + i) = values;
+    }
+  }
   __host__ __device__ Global<T> from(int64_t i) const { return {data + i}; }
   __device__ bool is_null() const { return data == nullptr; }
 };
@@ -180,6 +201,13 @@ __device__ inline T narrow(Wide x) {
     return {__half_as_ushort(__float2half_rn(x))};
   }
 }
+
+// For which every multiprocessor has room; some have more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kThreadsPerSm = 1024;
+#else
+constexpr int kThreadsPerSm = 1536;
+#endif
 
 // Starts `kernel` on so many blocks (at most 2^31 - 1) of kThreads threads. What goes wrong is the runtime's last
 // error.

@@ -60,62 +60,55 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
     sync_block();
     const auto column_block = [&](int i) { return column_blocks.load<ColumnBlock>(i * int(sizeof(ColumnBlock))); };
 
-    // Position p of a step, of a batch item: -1 beyond the last.
-    struct At {
-      uint32_t n;
-      int t;
-    };
-    const auto position_at = [&](int64_t step, int p) -> At {
-      if (in_windows) {
-        const uint32_t item_steps = (out_length + kPositions - 1) / kPositions;
-        const uint32_t n = static_cast<uint32_t>(step) / item_steps;
-        const uint32_t t = (static_cast<uint32_t>(step) - n * item_steps) * kPositions + p;
-        return {n, t < out_length ? static_cast<int>(t) : -1};
-      }
-      const uint32_t flat = static_cast<uint32_t>(step) * kPositions + p, n = flat / out_length;
-      return {n, n < o.batch ? static_cast<int>(flat - n * out_length) : -1};
-    };
-    const auto input_position = [&](int t, int tap) {
-      return (t + o.first_column) * o.stride + tap * o.dilation - o.padding_left;
-    };
-    const auto tile_of = [&](const Shared& ring, int step, int bytes) {
-      return ring.from(step % kStages * bytes + copy.chunk * 16);
+    // A thread copies the same position of every step, of some blocks of channels: at n, t now, which moves on with the
+    // steps. Windows begin with the step's first position.
+    static_assert(copy.kLines % kPositions == 0);
+    constexpr int kBlockStep = copy.kLines / kPositions;
+    const int position = copy.line % kPositions, first_block = copy.line / kPositions;
+    const uint32_t row_length = in_windows ? (out_length + kPositions - 1) / kPositions * kPositions : out_length;
+    const auto first_flat = static_cast<uint32_t>(first_step) * kPositions + position;
+    int n = static_cast<int>(first_flat / row_length), t = static_cast<int>(first_flat - n * row_length);
+    const auto input_position = [&](int at, int tap) {
+      return (at + o.first_column) * o.stride + tap * o.dilation - o.padding_left - signal_view.first;
     };
     const auto grads = grad.from(group * grad_view.group + chunk_channel);
     const auto signals = signal.from(group * signal_view.group + chunk_channel);
     const auto copy_step = [&](int step) {
-      const int64_t at = first_step + step;
-      const Shared grad_tile = tile_of(grad_ring, step, kGradRows * kPitch);
+      const bool is_position = n < o.batch && t < o.out_length;
+      const Shared grad_tile = grad_ring.from(step % kStages * kGradRows * kPitch + copy.chunk * 16);
+      const int64_t grad_at = n * grad_view.batch + (t + o.first_column - grad_view.first) * grad_view.position;
 #pragma unroll
-      for (int row = copy.line; row < kGradRows; row += copy.kLines) {
-        const int row_block = row0 / kChannels + row / kPositions;
-        const auto [n, t] = position_at(at, row % kPositions);
-        const bool valid = t >= 0 && row_block * kChannels + chunk_channel < grad_view.channels;
-        const int64_t from = n * grad_view.batch + row_block * grad_view.block +
-                             (t + o.first_column - grad_view.first) * grad_view.position;
-        copy_async<16>(grad_tile, row * kPitch, grads, valid ? from : 0, valid);
+      for (int i = 0; i < kRowBlocks; i += kBlockStep) {
+        const int tile_block = first_block + i, block_at = row0 / kChannels + tile_block;
+        if (tile_block >= kRowBlocks) break;
+        const bool valid = is_position && block_at * kChannels + chunk_channel < grad_view.channels;
+        copy_async<16>(
+            grad_tile, (tile_block * kPositions + position) * kPitch, grads,
+            valid ? grad_at + block_at * grad_view.block : 0, valid);
       }
-      const Shared window = tile_of(window_ring, step, window_bytes);
-      const auto copy_row = [&](int row, const ColumnBlock& column, uint32_t n, int position) {
-        position -= signal_view.first;
-        const bool valid = static_cast<unsigned>(position) < static_cast<unsigned>(signal_view.length) &&
+      const Shared window = window_ring.from(step % kStages * window_bytes + copy.chunk * 16);
+      const auto copy_row = [&](int row, const ColumnBlock& column, int at, bool shows) {
+        const bool valid = shows && static_cast<unsigned>(at) < static_cast<unsigned>(signal_view.length) &&
                            column.channel_block * kChannels + chunk_channel < signal_view.channels;
-        const int64_t from = n * signal_view.batch + column.channel_block * signal_view.block +
-                             position * signal_view.position;
+        const int64_t from =
+            n * signal_view.batch + column.channel_block * signal_view.block + at * signal_view.position;
         copy_async<16>(window, row * kPitch, signals, valid ? from : 0, valid);
       };
       if (in_windows) {
         const ColumnBlock first = column_block(0);
-        const auto [n, t] = position_at(at, 0);
-        const int position = input_position(t, first.tap);
-        for (int row = copy.line; row < plan.window_rows; row += copy.kLines) copy_row(row, first, n, position + row);
+        const int begin = input_position(t - position, first.tap);
+        for (int row = copy.line; row < plan.window_rows; row += copy.kLines) copy_row(row, first, begin + row, true);
       } else {
 #pragma unroll
-        for (int row = copy.line; row < kColBlocks * kPositions; row += copy.kLines) {
-          const ColumnBlock column = column_block(row / kPositions);
-          const auto [n, t] = position_at(at, row % kPositions);
-          copy_row(row, column, n, t < 0 ? signal_view.first - 1 : input_position(t, column.tap));
+        for (int i = 0; i < kColBlocks; i += kBlockStep) {
+          const ColumnBlock column = column_block(first_block + i);
+          copy_row((first_block + i) * kPositions + position, column, input_position(t, column.tap), is_position);
         }
+      }
+      t += kPositions;
+      while (t >= static_cast<int>(row_length)) {
+        t -= static_cast<int>(row_length);
+        ++n;
       }
     };
 
@@ -135,12 +128,14 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
       }
     }
 
-    const auto sums = partials.from((split * o.groups + group) * o.rows * o.channels * o.kernel_size);
+    // [split][tap][output channel][channel]: neighbouring columns are neighbours.
+    const int64_t out_channels = o.groups * o.rows;
+    const auto sums = partials.from(split * o.kernel_size * out_channels * o.channels);
     units.for_each_outer([&](int row, int column, typename Units::Sum sum) {
       const ColumnBlock entry = column_block(column / kChannels);
       const int channel = entry.channel_block * kChannels + column % kChannels;
       if (row0 + row >= o.rows || channel >= o.channels || entry.tap >= o.kernel_size) return;
-      const int64_t at = ((row0 + row) * o.channels + channel) * o.kernel_size + entry.tap;
+      const int64_t at = (entry.tap * out_channels + group * o.rows + row0 + row) * o.channels + channel;
       sums.store(at, adds ? sums.load(at) + sum : sum);
     });
     sync_block();

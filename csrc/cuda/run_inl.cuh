@@ -48,6 +48,9 @@ UnitsShape shape_of() {
       int(sizeof(typename Units::Storage))};
 }
 
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
 // What `fits` has seen to.
 int to_int(int64_t size) { return static_cast<int>(size); }
 
@@ -136,9 +139,9 @@ SignalPacking packing_of(const Correlation& c, bool unfold, const Chunk& chunk, 
   const int64_t reach = int64_t{c.kernel_size - 1} * c.dilation, columns = chunk.columns;
   if (unfold) {
     p.rows = to_int(columns);
-    p.first = to_int(chunk.first_column * c.stride + (c.is_backward ? c.padding_left - reach : -c.padding_left));
+    p.first = to_int(chunk.first_column * c.stride + (c.is_backward ? c.padding_left : -c.padding_left));
     p.step = c.stride;
-    p.distance = c.dilation;
+    p.distance = c.is_backward ? -c.dilation : c.dilation;
     return p;
   }
   int64_t first = chunk.first_column, last = first + columns - 1;
@@ -201,8 +204,9 @@ class Runner {
     correlate_to(c, view, pointers.signal, weight, nullptr, padded);
     if (launches_) {
       launch<kThreads>(
-          fold_padding<T, Sum>, grid_of_elements(p.batch * p.in_channels * p.in_length), 0, stream_, p.batch,
-          p.in_channels, input_of(p), p.accumulate, p.negate, global<const Sum>(padded), global<T>(pointers.result));
+          fold_padding<T, Sum>, grid(ceil_div(p.batch * p.in_channels * ceil_div(p.in_length, kFoldPositions), kWarps)),
+          0, stream_, p.batch, p.in_channels, input_of(p), p.accumulate, p.negate, global<const Sum>(padded),
+          global<T>(pointers.result));
     }
     return workspace_.taken();
   }
@@ -218,7 +222,7 @@ class Runner {
             multiply_outer_narrow<T, Sum>, grid(plan.blocks), plan.shared_bytes, stream_, o, plan, grad, signal,
             partials);
       }
-      sum(p, plan.splits, partials, pointers.result);
+      sum(p, as_weight(p), plan.splits, partials, pointers.result);
       return workspace_.taken();
     }
     const Correlation input = correlation(Op::kForward, p), gradient = pointwise(o);
@@ -248,11 +252,28 @@ class Runner {
     const Conv1dProblem row = as_bias(p);
     const auto partials = take_partials(row, splits);
     if (launches_) {
+      constexpr int64_t kChunk = 16 / sizeof(T);
+      const int64_t row_chunks = ceil_div(p.out_length, kChunk);
+      const PositionsPlan plan{
+          p.batch,
+          to_int(p.out_channels),
+          to_int(p.out_length),
+          to_int(row_chunks),
+          p.output,
+          splits,
+          ceil_div(p.batch * row_chunks, splits)};
+      const auto whole = [](int64_t numbers) { return numbers % kChunk == 0; };
+      const bool aligned = is_aligned(pointers.signal, 16) && whole(p.output.batch);
+      const bool positions = aligned && p.output.position == 1 && whole(p.output.channel) && whole(p.out_length);
+      const bool channels = aligned && p.output.channel == 1 && whole(p.output.position) && whole(p.out_channels);
       launch<kThreads>(
-          sum_positions<T, Sum>, grid(splits * p.out_channels), kWarps * int(sizeof(Sum)), stream_, p.batch,
-          p.out_channels, p.out_length, p.output, splits, global<const T>(pointers.signal), partials);
+          positions  ? sum_positions<T, Sum, Neighbours::kPositions>
+          : channels ? sum_positions<T, Sum, Neighbours::kChannels>
+                     : sum_positions<T, Sum, Neighbours::kNone>,
+          grid(splits * p.out_channels / (channels ? kChunk : 1)), kWarps * int(sizeof(Sum)), stream_, plan,
+          global<const T>(pointers.signal), partials);
     }
-    sum(row, splits, partials, pointers.result);
+    sum(row, as_weight(row), splits, partials, pointers.result);
     return workspace_.taken();
   }
 
@@ -266,8 +287,6 @@ class Runner {
 
   // Blocks take more than one part of the work where there are more parts than a launch may have blocks.
   int64_t grid(int64_t parts) const { return std::min(parts, device_.most_blocks); }
-  // Of kernels whose threads take one element at a time.
-  int64_t grid_of_elements(int64_t elements) const { return grid((elements + kThreads - 1) / kThreads); }
 
   // Where 32 rows would mostly be filled up with zeros, for which only matrix units have the arithmetic to spare.
   bool takes_narrow(int64_t rows, int64_t channels) const {
@@ -392,14 +411,10 @@ class Runner {
     void* packed = workspace_.take(first_plan.packed_elements * int64_t{sizeof(T)});
     void* rows = packer.take(chunks);
     if (!launches_) return;
-    if (c.is_backward && packer.taps() > 1) {  // from the last tap to the first, as the positions grow
-      weight = weight.from((c.kernel_size - 1) * view.tap);
-      view.tap = -view.tap;
-    }
     view.taps = packer.taps();
+    const PackPlan pack = plan_packing<Units>(first, first_plan, view, weight.data);
     launch<kThreads>(
-        pack_weights<Units>, grid_of_elements(first_plan.packed_elements), 0, stream_, first, first_plan, view, weight,
-        global<T>(packed));
+        pack_weights<Units>, grid(pack.tiles), pack.shared_bytes, stream_, pack, weight, global<T>(packed));
     for (const Chunk& chunk : chunks) {
       const auto [signal_view, signal] = packer.pack(chunk, rows);
       const Correlation part = packer.part_of(chunk);
@@ -433,18 +448,35 @@ class Runner {
             grads, inputs, &chunk != &chunks[0], partials);
       }
     }
-    sum(p, splits, partials, result);
+    sum(p, input.taps() == 1 ? by_taps(p) : as_weight(p), splits, partials, result);
   }
 
   static int64_t weights(const Conv1dProblem& p) { return p.out_channels * (p.in_channels / p.groups) * p.kernel_size; }
   Global<Sum> take_partials(const Conv1dProblem& p, int64_t splits) {
     return global<Sum>(workspace_.take(splits * weights(p) * int64_t{sizeof(Sum)}));
   }
-  void sum(const Conv1dProblem& p, int64_t splits, Global<Sum> partials, void* result) const {
+  // Partial sums as a contiguous weight; by taps first, as multiply_outer has them.
+  static SumLayout as_weight(const Conv1dProblem& p) {
+    return {{p.in_channels / p.groups, p.kernel_size}, {p.weight.out_channel, p.weight.in_channel, p.weight.tap}};
+  }
+  static SumLayout by_taps(const Conv1dProblem& p) {
+    return {{p.out_channels, p.in_channels / p.groups}, {p.weight.tap, p.weight.out_channel, p.weight.in_channel}};
+  }
+  void sum(
+      const Conv1dProblem& p, const SumLayout& layout, int64_t splits, Global<Sum> partials, void* result) const {
     if (!launches_) return;
+    constexpr int kWidth = 16 / sizeof(Sum);
+    const int64_t count = weights(p);
+    const bool vectors = count % kWidth == 0;
+    const int width = vectors ? kWidth : 1, parts = parts_of_sum(count, splits);
+    const bool in_order = layout.strides[2] == 1 && layout.strides[1] == layout.sizes[1] &&
+                          (layout.strides[0] == layout.sizes[0] * layout.sizes[1] ||
+                           count == layout.sizes[0] * layout.sizes[1]) &&
+                          is_aligned(result, width * sizeof(T));
     launch<kThreads>(
-        sum_partials<T, Sum>, grid_of_elements(weights(p) * threads_of_sum(splits)), 0, stream_, p.out_channels,
-        p.in_channels / p.groups, p.kernel_size, p.weight, splits, p.accumulate, p.negate,
+        vectors ? sum_partials<T, Sum, kWidth> : sum_partials<T, Sum, 1>,
+        grid(ceil_div(count * parts, kThreads * width)), kThreads * width * int(sizeof(Sum)), stream_, count,
+        layout, in_order, to_int(splits), parts, p.accumulate, p.negate,
         Global<const Sum>{partials.data}, global<T>(result));
   }
 

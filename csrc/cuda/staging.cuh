@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_signal(
         }
         if (p.taps > 1) shown = shown_at(signal, position + tap * p.distance);
       }
-      Global<Pack<T, kCount>>{reinterpret_cast<Pack<T, kCount>*>(to.from(first).data)}.store(0, chunk);
+      to.store_pack(first, chunk);
     }
   }
 }

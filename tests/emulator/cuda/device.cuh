@@ -42,6 +42,17 @@ struct Global {
     emulator::write_global(address(i), sizeof(T), alignof(T));
     *reinterpret_cast<T*>(address(i)) = value;
   }
+  template <int N>
+  Pack<std::remove_const_t<T>, N> load_pack(int64_t i) const {
+    using Values = Pack<std::remove_const_t<T>, N>;
+    emulator::read_global(address(i), sizeof(Values), alignof(Values));
+    return *reinterpret_cast<const Values*>(address(i));
+  }
+  template <int N>
+  void store_pack(int64_t i, Pack<T, N> values) const {
+    emulator::write_global(address(i), sizeof(values), alignof(Pack<T, N>));
+    *reinterpret_cast<Pack<T, N>*>(address(i)) = values;
+  }
   Global<T> from(int64_t i) const { return {reinterpret_cast<T*>(address(i))}; }
   bool is_null() const { return data == nullptr; }
 
@@ -136,6 +147,8 @@ inline T narrow(Wide x) {
     return {emulator::float_to_float16(x)};
   }
 }
+
+constexpr int kThreadsPerSm = 1536;
 
 template <int kThreads, class... Params, class... Args>
 void launch(void (*kernel)(Params...), int64_t blocks, int shared_bytes, Stream, const Args&... args) {
