@@ -7,10 +7,10 @@
 
 namespace conv1d_ext::cuda {
 
-// kRowBytes of channels of the tile's columns: a block of channels of the group, and a tap.
+// kRowBytes of channels of the tile's columns: a block of channels of the group, where it begins, and a tap.
 struct ColumnBlock {
   int channel_block, tap;
-  int64_t unused;
+  int64_t offset;
 };
 
 // Adds to `partials` where there are sums of an earlier part of the positions in them.
@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
         entry.channel_block = pair / o.kernel_size;
         entry.tap = pair % o.kernel_size;
       }
+      entry.offset = entry.channel_block * signal_view.block;
       column_blocks.store(thread_index() * int(sizeof(ColumnBlock)), entry);
     }
     sync_block();
@@ -71,28 +72,30 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
     const auto input_position = [&](int at, int tap) {
       return (at + o.first_column) * o.stride + tap * o.dilation - o.padding_left - signal_view.first;
     };
-    const auto grads = grad.from(group * grad_view.group + chunk_channel);
-    const auto signals = signal.from(group * signal_view.group + chunk_channel);
+    // Where they begin: the batch item of the input, and the position of grad_output in the thread's first block.
+    const int first_row_block = row0 / kChannels + first_block;
+    auto item = signal.from(group * signal_view.group + n * signal_view.batch + chunk_channel);
+    auto grad_row = grad.from(
+        group * grad_view.group + n * grad_view.batch + first_row_block * grad_view.block +
+        int64_t{t + o.first_column - grad_view.first} * grad_view.position + chunk_channel);
+    const int64_t to_next_row = grad_view.batch - int64_t{row_length} * grad_view.position;
     const auto copy_step = [&](int step) {
       const bool is_position = n < o.batch && t < o.out_length;
       const Shared grad_tile = grad_ring.from(step % kStages * kGradRows * kPitch + copy.chunk * 16);
-      const int64_t grad_at = n * grad_view.batch + (t + o.first_column - grad_view.first) * grad_view.position;
 #pragma unroll
       for (int i = 0; i < kRowBlocks; i += kBlockStep) {
-        const int tile_block = first_block + i, block_at = row0 / kChannels + tile_block;
-        if (tile_block >= kRowBlocks) break;
-        const bool valid = is_position && block_at * kChannels + chunk_channel < grad_view.channels;
+        if (first_block + i >= kRowBlocks) break;
+        const bool valid = is_position && (first_row_block + i) * kChannels + chunk_channel < grad_view.channels;
         copy_async<16>(
-            grad_tile, (tile_block * kPositions + position) * kPitch, grads,
-            valid ? grad_at + block_at * grad_view.block : 0, valid);
+            grad_tile, ((first_block + i) * kPositions + position) * kPitch, grad_row,
+            valid ? i * grad_view.block : 0, valid);
       }
       const Shared window = window_ring.from(step % kStages * window_bytes + copy.chunk * 16);
       const auto copy_row = [&](int row, const ColumnBlock& column, int at, bool shows) {
         const bool valid = shows && static_cast<unsigned>(at) < static_cast<unsigned>(signal_view.length) &&
                            column.channel_block * kChannels + chunk_channel < signal_view.channels;
-        const int64_t from =
-            n * signal_view.batch + column.channel_block * signal_view.block + at * signal_view.position;
-        copy_async<16>(window, row * kPitch, signals, valid ? from : 0, valid);
+        const int64_t from = column.offset + int64_t{at} * signal_view.position;
+        copy_async<16>(window, row * kPitch, item, valid ? from : 0, valid);
       };
       if (in_windows) {
         const ColumnBlock first = column_block(0);
@@ -106,9 +109,12 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
         }
       }
       t += kPositions;
+      grad_row = grad_row.from(int64_t{kPositions} * grad_view.position);
       while (t >= static_cast<int>(row_length)) {
         t -= static_cast<int>(row_length);
         ++n;
+        item = item.from(signal_view.batch);
+        grad_row = grad_row.from(to_next_row);
       }
     };
 

@@ -28,9 +28,10 @@ struct Signal {
 // that 16 bytes are copied at a time. Mostly a copy in the workspace (pack_signal), with the padding in it; channels-last
 // tensors are such signals themselves.
 struct PackedSignal {
-  int64_t batch, group, block, position;  // strides in elements; a block is kRowBytes of channels
-  int channels;                           // of each group, that may be read
-  int first, length;                      // the positions that there are; zeros everywhere else
+  int64_t batch, group, block;  // strides in elements; a block is kRowBytes of channels
+  int position;                 // likewise
+  int channels;                 // of each group, that may be read
+  int first, length;            // the positions that there are; zeros everywhere else
 };
 
 // How pack_signal makes one. Row r of an item shows, of channel c at tap k, the signal at first + r * step +

@@ -337,7 +337,7 @@ class Runner {
       const auto aligned = [&](int64_t stride) { return stride % (16 / int(sizeof(T))) == 0; };
       return unfold_ || std::is_same_v<typename Large::Number, Tf32> || c_.signal.padding_mode != PaddingMode::kZeros ||
              strides.channel != 1 || !aligned(strides.batch) || !aligned(strides.position) || !aligned(c_.channels) ||
-             reinterpret_cast<uintptr_t>(signal_) % 16 != 0 || c_.batch * c_.signal.length > INT32_MAX;
+             reinterpret_cast<uintptr_t>(signal_) % 16 != 0 || strides.position > INT32_MAX || c_.batch * c_.signal.length > INT32_MAX;
     }
     int64_t columns() const { return (c_.result_length - 1) / column_step() + 1; }
     int64_t column_bytes() const { return !is_needed() ? 0 : row_bytes() * (unfold_ || c_.is_backward ? 1 : c_.stride); }
@@ -370,8 +370,8 @@ class Runner {
       const TensorStrides& strides = c_.signal.strides;
       const auto from = global<const T>(signal_).from(chunk.first_item * strides.batch);
       if (!is_needed()) {
-        const PackedSignal view{strides.batch,    c_.channels, kRowChannels<T>, strides.position, to_int(c_.channels), 0,
-                                c_.signal.length};
+        const int position = to_int(strides.position), channels = to_int(c_.channels);
+        const PackedSignal view{strides.batch, c_.channels, kRowChannels<T>, position, channels, 0, c_.signal.length};
         return {view, from};
       }
       const SignalPacking p = packing(chunk);
