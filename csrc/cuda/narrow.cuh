@@ -1,6 +1,6 @@
 // Groups with few channels on both sides, depthwise layers above all: too few sums for a tile of a matrix product, and
-// so little arithmetic that memory is the limit. A warp works on one row, its lanes on neighbouring positions, which are
-// a coalesced access whatever their alignment. Neighbouring taps find in the L1 cache what the first one has read;
+// so little arithmetic that memory is the limit. A warp works on one row, its lanes on neighbouring positions, so that
+// accesses are coalesced whatever their alignment. Neighbouring taps find in the L1 cache what the first one has read;
 // long kernels slide over a window in shared memory.
 #pragma once
 
@@ -9,12 +9,11 @@
 
 namespace conv1d_ext::cuda {
 
-// Each warp has four loads on their way for each tap, of which those of the first tap come from far away: 32 warps, 8 KiB
-// of 16-bit numbers for each multiprocessor, are 1.8 TB/s for the 132 of an H100 if memory takes 600 ns to answer.
-template <class Sum>
-constexpr int kNarrowBlocksPerSm = sizeof(Sum) == sizeof(double) ? 2 : 4;
-template <class Sum>
-constexpr int kSlideBlocksPerSm = sizeof(Sum) == sizeof(double) ? 2 : 3;
+// A lane has four loads on their way for each tap, of which those of the first come from far away: of 32 warps 8 KiB of
+// 16-bit numbers for each multiprocessor, 1.8 TB/s for the 132 of an H100 if memory takes 600 ns to answer. As much is
+// written meanwhile.
+template <class Sum, bool kSlides = false>
+constexpr int kNarrowBlocksPerSm = sizeof(Sum) == sizeof(double) ? 2 : kSlides ? 3 : 4;
 constexpr int kNarrowTile = 32 * kNarrowOutputs;
 
 __device__ inline int64_t quotient(int64_t n, const Divisor& divisor) {
@@ -60,7 +59,7 @@ struct Line {
   int first, step, left;
 };
 
-// The position `i` steps from `first`; wraps around far beyond all that there are.
+// The position `i` steps from `first`; what wraps around is beyond the last result.
 __device__ inline int stepped(int first, int i, int step) {
   return static_cast<int>(static_cast<unsigned>(first) + static_cast<unsigned>(i) * static_cast<unsigned>(step));
 }
@@ -79,23 +78,26 @@ __device__ inline void read_line(
     for (int o = 0; o < kNarrowOutputs; ++o) x[o] = hold(row.load(32 * o));
   } else {
     const auto position = [&](int o) { return stepped(line.first, 32 * o, line.step); };
-    int64_t at[kNarrowOutputs];
-    if (signal.padding_mode == PaddingMode::kZeros) {  // without a branch for each
+    if (signal.padding_mode == PaddingMode::kZeros) {
+      row = row.from(line.first * signal.strides.position);
 #pragma unroll
       for (int o = 0; o < kNarrowOutputs; ++o) {
         const bool shown = static_cast<unsigned>(position(o)) < static_cast<unsigned>(signal.length);
-        at[o] = shown && 32 * o < line.left ? position(o) * signal.strides.position : -1;
+        x[o] = shown && 32 * o < line.left ? hold(row.load(0)) : Held<T>{};
+        row = row.from(int64_t{32} * line.step * signal.strides.position);
       }
     } else {
 #pragma unroll
-      for (int o = 0; o < kNarrowOutputs; ++o) at[o] = 32 * o < line.left ? shown_at(signal, position(o)) : -1;
+      for (int o = 0; o < kNarrowOutputs; ++o) {
+        const int64_t at = 32 * o < line.left ? shown_at(signal, position(o)) : -1;
+        x[o] = at < 0 ? Held<T>{} : hold(row.load(at));
+      }
     }
-#pragma unroll
-    for (int o = 0; o < kNarrowOutputs; ++o) x[o] = hold(at[o] < 0 ? T{} : row.load(at[o]));
   }
 }
 
-// function(std::integral_constant), for the taps that are read at a time: at the edges and with strides one.
+// function(std::integral_constant) of the number of taps that are read at a time: up to four; one where addresses and
+// conditions take registers, at edges and with strides.
 template <bool kInside, class Function>
 __device__ inline void with_taps(int taps, const Function& function) {
   static_assert(kNarrowTaps == 4);
@@ -166,7 +168,7 @@ __device__ inline void store_four(Shared row, int first, const Sum (&x)[4]) {
   }
 }
 
-// The same with step and distance 1, by way of a window in shared memory; sum[e] is for result 4 * lane + e of the tile.
+// The same with step and distance 1, by way of a window in shared memory: sum[e] is of the tile's result 4 * lane + e.
 // Four taps at a time meet eight numbers, of which the next four taps keep four.
 template <bool kInside, class T, class Sum>
 __device__ inline void slide_taps(
@@ -220,7 +222,7 @@ __device__ inline void slide_taps(
 }
 
 template <class T, class Sum, bool kSlides>
-__global__ void __launch_bounds__(kThreads, kSlides ? kSlideBlocksPerSm<Sum> : kNarrowBlocksPerSm<Sum>) correlate_narrow(
+__global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum, kSlides>) correlate_narrow(
     const Correlation c, const NarrowPlan plan, const WeightView view, const Global<const T> signal,
     const Global<const T> weight, const Global<const T> bias, const Global<T> result) {
   constexpr int kSize = int(sizeof(Sum)), kNumbers = kSlideWindow + kSlideTaps;
@@ -245,9 +247,9 @@ __global__ void __launch_bounds__(kThreads, kSlides ? kSlideBlocksPerSm<Sum> : k
     const auto group_signal =
         signal.from(n * c.signal.strides.batch + group * plan.signal_group + first_channel * c.signal.strides.channel);
     const auto row_weight = weight.from(
-        group * view.group + groups.remainder * view.row + first_channel * view.channel +
-        residue.first_tap * view.tap);
-    const auto addend = hold(plan.plain && !bias.is_null() ? bias.load(row) : narrow<T>(Sum(-0.0)));  // -0 changes nothing
+        group * view.group + groups.remainder * view.row + first_channel * view.channel + residue.first_tap * view.tap);
+    const auto none = hold(narrow<T>(Sum(-0.0)));  // changes no sum
+    const auto addend = plan.plain && !bias.is_null() ? hold(bias.load(row)) : none;
 
     int column = runs.remainder * plan.run_tiles * kNarrowTile;
     int columns = residue.columns - column;  // that are left
@@ -256,7 +258,9 @@ __global__ void __launch_bounds__(kThreads, kSlides ? kSlideBlocksPerSm<Sum> : k
                  (column + first_result) * plan.result_step;
     const int columns_after = columns - plan.run_tiles * kNarrowTile;
     for (; columns > 0 && columns > columns_after; columns -= kNarrowTile) {
-      const Line line{stepped(first, lane, plan.step), plan.step, columns - lane};
+      // Lanes beyond the last result, which read nothing, have no position; windows are read by all.
+      const int lane_column = kSlides || lane < columns ? lane : 0;
+      const Line line{first + lane_column * plan.step, plan.step, columns - lane};
       Sum sum[kNarrowOutputs] = {};
       const auto add_channels = [&](auto inside) {
         constexpr bool kInside = decltype(inside)::value;
@@ -362,8 +366,8 @@ __device__ inline Sum sums_of_warp(const Sum (&sum)[4]) {
   return total;
 }
 
-// backward_weight: a warp has kNarrowTaps taps of one row of the weight, and a part of the positions; other warps of the
-// block may have further parts, which are added up here. Parts of several blocks go to `partials`.
+// backward_weight: a warp has kNarrowTaps taps of one row of the weight, and a part of the positions. The parts of a
+// block's warps are added up here; those of several blocks go to `partials`.
 template <class T, class Sum>
 __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum>) multiply_outer_narrow(
     const OuterProduct o, const NarrowOuterPlan plan, const Global<const T> grad, const Global<const T> signal,
@@ -399,7 +403,7 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum>) multiply_ou
           add_products<decltype(inside)::value>(
               sum, taps, channel_grad.from(n * o.grad.batch), grads, {t0 + lane, 1, rest - lane},
               channel_signal.from(n * o.signal.strides.batch), o.signal,
-              {stepped(first, lane, o.stride), o.stride, rest - lane}, o.dilation);
+              {first + (lane < rest ? lane : 0) * o.stride, o.stride, rest - lane}, o.dilation);
         };
         if (is_inside(o.signal, plan.unit, first, rest, (taps - 1) * o.dilation)) {
           add(std::true_type{});

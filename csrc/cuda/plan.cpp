@@ -28,7 +28,8 @@ int64_t most_taps(const Correlation& c) {
 }
 int64_t distance(const Correlation& c) { return c.is_backward ? c.dilation / c.gcd : c.dilation; }
 
-// Of numbers up to 2^31: the multiplier is rounded up, by less than 2^-31 of the quotient's unit for each dividend.
+// By numbers up to 2^31. The multiplier is rounded up, by less than 1: dividends below 2^31 make of it less than
+// 2^31 / 2^shift <= 1 / value, which takes no quotient to the next.
 Divisor divisor(int64_t value) {
   int shift = 31;
   while (int64_t{1} << (shift - 31) < value) ++shift;
@@ -158,8 +159,9 @@ OuterPlan plan_outer(
 
 NarrowPlan plan_narrow(const Correlation& c, int sum_bytes) {
   // Taps from which a window in shared memory is faster than the L1 cache; channels that are worth being shared (the
-  // batch has no say in that, since it is another order of sums); tiles that a warp takes when all GPUs are busy.
-  constexpr int64_t kLongKernel = 9, kManyChannels = 8, kMostRunTiles = 4, kBusyTiles = 4 * kFullBlocks * kWarps;
+  // batch has no say in that, since it is another order of sums); tiles of one warp, where there are more than those
+  // that keep most GPUs busy.
+  constexpr int64_t kLongKernel = 9, kManyChannels = 8, kMostRunTiles = 8, kBusyTiles = 2 * kFullBlocks * kWarps;
   NarrowPlan plan{};
   const int64_t step = c.is_backward ? 1 : c.stride, all_rows = c.groups * c.rows;
   const int64_t tiles = ceil_div(most_columns(c), 32 * kNarrowOutputs);
@@ -195,8 +197,8 @@ NarrowOuterPlan plan_narrow_outer(const OuterProduct& o, int sum_bytes) {
   plan.all_tiles = o.batch * tiles;
   // Adding up the parts of a block's warps costs little, those of several blocks another kernel.
   plan.row_warps = 1;
-  while (plan.row_warps < kWarps && plan.row_warps < plan.all_tiles && plan.row_warps * rows < 4 * kFullBlocks * kWarps)
-    plan.row_warps *= 2;
+  const int64_t most_row_warps = std::min<int64_t>({kWarps, plan.all_tiles, ceil_div(4 * kFullBlocks * kWarps, rows)});
+  while (2 * plan.row_warps <= most_row_warps) plan.row_warps *= 2;
   const int64_t weights_bytes = o.groups * o.rows * o.channels * o.kernel_size * sum_bytes;
   const int64_t most_splits = std::min(ceil_div(plan.all_tiles, plan.row_warps), kPartialBytes / weights_bytes);
   plan.splits = std::clamp<int64_t>(most_splits, 1, ceil_div(2 * kFullBlocks, rows));

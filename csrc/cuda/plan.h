@@ -95,10 +95,10 @@ constexpr int kNarrowTaps = 4;     // that are read at a time; in backward_weigh
 constexpr int kSlideTaps = 64, kSlideWindow = 32 * kNarrowOutputs + kSlideTaps + 32;
 
 struct NarrowPlan {
-  bool unit;          // a tile's positions are neighbours in memory
-  bool plain;         // results are stored as they are, with the bias
-  bool slides;
-  bool shares;        // the warps of a block share the channels of a tile
+  bool unit;    // a tile's positions are neighbours in memory
+  bool plain;   // results are stored as they are, with the bias
+  bool slides;  // see kSlideTaps
+  bool shares;  // the warps of a block share the channels of a tile
   int warp_channels;  // of a group, that a warp adds up
   int run_tiles;      // neighbours that a warp takes one after the other
   // Positions of the signal from result to result and from tap to tap; taps of the weight. Offsets from group to group
@@ -113,11 +113,10 @@ NarrowPlan plan_narrow(const Correlation& c, int sum_bytes);
 
 struct NarrowOuterPlan {
   bool unit;
-  int row_warps;           // of a block, that share the positions of a row
-  int64_t all_tiles;       // of all batch items
-  int64_t part_tiles;      // of a warp
+  int row_warps;                  // of a block, that share the positions of a row
+  int64_t all_tiles, part_tiles;  // of all batch items, of a warp
   Divisor tap_blocks, channels, out_channels, group_rows, tiles;  // tiles: of a batch item
-  int64_t splits, blocks;  // splits: blocks that share the positions of a row
+  int64_t splits, blocks;                                         // splits: blocks that share the positions of a row
   int shared_bytes;
 };
 NarrowOuterPlan plan_narrow_outer(const OuterProduct& o, int sum_bytes);

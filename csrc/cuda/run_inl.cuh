@@ -213,8 +213,8 @@ class Runner {
       if (launches_) {
         const auto kernel = plan.slides ? correlate_narrow<T, Sum, true> : correlate_narrow<T, Sum, false>;
         launch<kThreads>(
-            kernel, grid(plan.blocks), plan.shared_bytes, stream_, c, plan, view,
-            global<const T>(signal), weight, global<const T>(bias), global<T>(result));
+            kernel, grid(plan.blocks), plan.shared_bytes, stream_, c, plan, view, global<const T>(signal), weight,
+            global<const T>(bias), global<T>(result));
       }
       return;
     }
