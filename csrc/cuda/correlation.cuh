@@ -23,6 +23,10 @@ __device__ inline Residue residue_of(const Correlation& c, int residue) {
     const int first = c.first_column * c.stride - c.padding_left;
     return {c.result_length, first, c.stride, c.dilation, c.kernel_size, 0, 1};
   }
+  if (c.stride == 1) {  // what the following comes to, without its divisions
+    const int first = c.first_column + c.padding_left - (c.kernel_size - 1) * c.dilation;
+    return {c.result_length, first, 1, c.dilation, c.kernel_size, c.kernel_size - 1, -1};
+  }
   // Input position j meets output position t in tap k where j + padding_left == t * stride + k * dilation.
   Residue r{};
   r.columns = residue < c.result_length ? (c.result_length - residue - 1) / c.stride + 1 : 0;

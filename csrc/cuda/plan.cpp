@@ -19,6 +19,7 @@ constexpr int kPlaceBytes = 16, kColumnBlockBytes = 16;
 // Blocks below which most GPUs are not full, and parts that are worth their sum.
 constexpr int64_t kFullBlocks = 264, kFewestSteps = 8;
 constexpr int64_t kPartialBytes = 64 << 20;
+constexpr int kWarps = kThreads / 32;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t residues(const Correlation& c) { return c.is_backward ? std::min(c.stride, c.result_length) : 1; }
@@ -28,6 +29,14 @@ int64_t most_taps(const Correlation& c) {
   return c.is_backward ? ceil_div(c.kernel_size, c.stride / c.gcd) : c.kernel_size;
 }
 int64_t distance(const Correlation& c) { return c.is_backward ? c.dilation / c.gcd : c.dilation; }
+
+// By numbers up to 2^31. The multiplier is rounded up, by less than 1: dividends below 2^31 make of it less than
+// 2^31 / 2^shift <= 1 / value, which takes no quotient to the next.
+Divisor divisor(int64_t value) {
+  int shift = 31;
+  while (int64_t{1} << (shift - 31) < value) ++shift;
+  return {value, static_cast<uint32_t>(ceil_div(int64_t{1} << shift, value)), shift};
+}
 
 // Rows that `taps` taps share.
 int64_t window_rows(int64_t columns, int64_t step, int64_t taps, int64_t distance) {
@@ -145,44 +154,58 @@ OuterPlan plan_outer(const OuterProduct& o, const UnitsShape& shape, Choice::Sta
 }
 
 NarrowPlan plan_narrow(const Correlation& c, int sum_bytes) {
-  // Floats of all windows of a block: 16 KiB, and 8 blocks fill a multiprocessor's threads. More would leave nothing to
-  // the L1 cache.
-  constexpr int64_t kWindow = 4096, kTaps = 64;
+  // Taps from which a window in shared memory is faster than the L1 cache; channels that are worth being shared (the
+  // batch has no say in that, since it is another order of sums); tiles of one warp, where there are more than those
+  // that keep most GPUs busy.
+  constexpr int64_t kLongKernel = 9, kManyChannels = 8, kMostRunTiles = 8, kBusyTiles = 2 * kFullBlocks * kWarps;
   NarrowPlan plan{};
-  const int64_t columns = most_columns(c), step = c.is_backward ? 1 : c.stride;
-  plan.line_threads = columns > int64_t{4} * 32 * kNarrowOutputs ? kThreads : 32;
-  const int64_t lines = kThreads / plan.line_threads, tile = int64_t{plan.line_threads} * kNarrowOutputs;
-  plan.most_taps = static_cast<int>(most_taps(c));
-  plan.slides = step == 1 && distance(c) == 1;
-  // As many taps at a time as the window has room for; sliding takes them four by four.
-  int64_t tap_block = std::min<int64_t>(ceil_div(plan.most_taps, 4) * 4, kTaps);
-  const int64_t ahead = plan.slides ? 4 : 0, room = kWindow / lines - ahead - window_rows(tile, step, 1, 0);
-  if (room >= 0) tap_block = std::min(tap_block, room / distance(c) + 1);
-  if (tap_block >= 4) tap_block = tap_block / 4 * 4;
-  plan.tap_block = static_cast<int>(tap_block);
-  const int64_t window = window_rows(tile, step, tap_block, distance(c)) + ahead;
-  plan.window = room >= 0 ? static_cast<int>(ceil_div(window, 4) * 4) : 0;
-  plan.tiles = ceil_div(columns, tile);
-  plan.blocks = ceil_div(residues(c) * plan.tiles * c.batch * c.groups * c.rows, lines);
-  plan.shared_bytes = static_cast<int>(lines * (std::max<int64_t>(plan.window, tile) + plan.tap_block) * sum_bytes);
+  const int64_t step = c.is_backward ? 1 : c.stride, all_rows = c.groups * c.rows;
+  const int64_t tiles = ceil_div(most_columns(c), 32 * kNarrowOutputs);
+  plan.unit = step == 1 && c.signal.strides.position == 1;
+  plan.plain = !c.accumulate && !c.negate && !c.result_is_sum;
+  plan.slides = step == 1 && distance(c) == 1 && most_taps(c) >= kLongKernel;
+  plan.shares = c.channels >= kManyChannels;
+  plan.warp_channels = static_cast<int>(plan.shares ? ceil_div(c.channels, kWarps) : c.channels);
+  plan.step = static_cast<int>(step);
+  plan.distance = static_cast<int>(distance(c));
+  plan.tap_step = c.is_backward ? -c.stride / c.gcd : 1;
+  plan.signal_group = c.channels * c.signal.strides.channel;
+  plan.result_step = residues(c) * c.result.position;
+  const int64_t all_tiles = residues(c) * tiles * c.batch * all_rows;
+  const int64_t run_tiles = plan.shares ? 1 : std::clamp<int64_t>(all_tiles / kBusyTiles, 1, kMostRunTiles);
+  const int64_t runs = ceil_div(tiles, run_tiles);
+  plan.run_tiles = static_cast<int>(ceil_div(tiles, runs));
+  plan.residues = divisor(residues(c));
+  plan.runs = divisor(runs);
+  plan.rows = divisor(all_rows);
+  plan.group_rows = divisor(c.rows);
+  plan.items = residues(c) * runs * c.batch * all_rows;
+  plan.blocks = plan.shares ? plan.items : ceil_div(plan.items, kWarps);
+  plan.shared_bytes = plan.slides || plan.shares ? kWarps * (kSlideWindow + kSlideTaps) * sum_bytes : 0;
   return plan;
 }
 
-NarrowPlan plan_narrow_outer(const OuterProduct& o, int sum_bytes) {
-  constexpr int64_t kTile = int64_t{kThreads} * kNarrowOutputs, kWindow = 4096;
-  NarrowPlan plan{};
-  plan.line_threads = kThreads;
-  plan.slides = o.stride == 1 && o.dilation == 1;
-  const int64_t window = window_rows(kTile, o.stride, kNarrowTaps, o.dilation) + (plan.slides ? 4 : 0);
-  const bool fills = o.out_length > kTile / 2;
-  plan.window = fills && window <= kWindow ? static_cast<int>(ceil_div(window, 4) * 4) : 0;
-  plan.tiles = ceil_div(o.out_length, kTile);
-  const int64_t rows = o.groups * o.rows * o.channels * ceil_div(o.kernel_size, kNarrowTaps);
-  const int64_t parts = plan.window > 0 ? o.batch * plan.tiles : ceil_div(o.batch * o.out_length, kTile);
+NarrowOuterPlan plan_narrow_outer(const OuterProduct& o, int sum_bytes) {
+  NarrowOuterPlan plan{};
+  plan.unit = o.stride == 1 && o.signal.strides.position == 1 && o.grad.position == 1;
+  const int64_t tiles = ceil_div(o.out_length, 32 * kNarrowOutputs), tap_blocks = ceil_div(o.kernel_size, kNarrowTaps);
+  const int64_t rows = o.groups * o.rows * o.channels * tap_blocks;
+  plan.all_tiles = o.batch * tiles;
+  // Adding up the parts of a block's warps costs little, those of several blocks another kernel.
+  plan.row_warps = 1;
+  const int64_t most_row_warps = std::min<int64_t>({kWarps, plan.all_tiles, ceil_div(4 * kFullBlocks * kWarps, rows)});
+  while (2 * plan.row_warps <= most_row_warps) plan.row_warps *= 2;
   const int64_t weights_bytes = o.groups * o.rows * o.channels * o.kernel_size * sum_bytes;
-  plan.splits = std::clamp<int64_t>(std::min(parts, kPartialBytes / weights_bytes), 1, ceil_div(4 * kFullBlocks, rows));
-  plan.blocks = rows * plan.splits;
-  plan.shared_bytes = static_cast<int>((kTile + plan.window) * sum_bytes);
+  const int64_t most_splits = std::min(ceil_div(plan.all_tiles, plan.row_warps), kPartialBytes / weights_bytes);
+  plan.splits = std::clamp<int64_t>(most_splits, 1, ceil_div(2 * kFullBlocks, rows));
+  plan.part_tiles = ceil_div(plan.all_tiles, plan.splits * plan.row_warps);
+  plan.tap_blocks = divisor(tap_blocks);
+  plan.channels = divisor(o.channels);
+  plan.out_channels = divisor(o.groups * o.rows);
+  plan.group_rows = divisor(o.rows);
+  plan.tiles = divisor(tiles);
+  plan.blocks = ceil_div(rows * plan.splits, kWarps / plan.row_warps);
+  plan.shared_bytes = kWarps * kNarrowTaps * sum_bytes;
   return plan;
 }
 

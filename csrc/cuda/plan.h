@@ -110,20 +110,47 @@ struct Chunk {
 // column has `column_bytes`, and all columns of a chunk and item `halo_bytes` besides.
 std::vector<Chunk> chunks_of(int64_t batch, int64_t columns, int64_t column_bytes, int64_t halo_bytes);
 
-// Few channels on both sides of each group (depthwise): FMAs on rows of positions.
+// Division by a number that all threads have in common, by a multiplication where the dividend is below 2^31:
+// dividend * multiplier >> shift.
+struct Divisor {
+  int64_t value;
+  uint32_t multiplier;
+  int shift;
+};
+
+// Few channels on both sides of each group (depthwise): FMAs on rows of positions, a warp for each tile of
+// 32 * kNarrowOutputs of them.
+constexpr int kNarrowOutputs = 4;  // of a lane
+constexpr int kNarrowTaps = 4;     // that are read at a time; in backward_weight, that a warp has sums for
+// Long kernels without stride and dilation slide over a window in shared memory: so many taps at a time, and numbers.
+constexpr int kSlideTaps = 64, kSlideWindow = 32 * kNarrowOutputs + kSlideTaps + 32;
+
 struct NarrowPlan {
-  int line_threads;  // that compute a line: neighbouring results of one row; kThreads or 32
-  int window;        // positions that a line has in shared memory; 0: read from global memory
-  int tap_block, most_taps;
-  bool slides;  // step and distance 1: numbers stay in registers from tap to tap
-  int64_t tiles, blocks;
-  int64_t splits;  // of backward_weight
+  bool unit;    // a tile's positions are neighbours in memory
+  bool plain;   // results are stored as they are, with the bias
+  bool slides;  // see kSlideTaps
+  bool shares;  // the warps of a block share the channels of a tile
+  int warp_channels;  // of a group, that a warp adds up
+  int run_tiles;      // neighbours that a warp takes one after the other
+  // Positions of the signal from result to result and from tap to tap; taps of the weight. Offsets from group to group
+  // of the signal, and from result to result.
+  int step, distance, tap_step;
+  int64_t signal_group, result_step;
+  Divisor residues, runs, rows, group_rows;  // rows: of all groups
+  int64_t items, blocks;
   int shared_bytes;
 };
-constexpr int kNarrowOutputs = 4;  // of a thread
-constexpr int kNarrowTaps = 8;     // of a block of backward_weight, each a sum of every thread
 NarrowPlan plan_narrow(const Correlation& c, int sum_bytes);
-NarrowPlan plan_narrow_outer(const OuterProduct& o, int sum_bytes);
+
+struct NarrowOuterPlan {
+  bool unit;
+  int row_warps;                  // of a block, that share the positions of a row
+  int64_t all_tiles, part_tiles;  // of all batch items, of a warp
+  Divisor tap_blocks, channels, out_channels, group_rows, tiles;  // tiles: of a batch item
+  int64_t splits, blocks;                                         // splits: blocks that share the positions of a row
+  int shared_bytes;
+};
+NarrowOuterPlan plan_narrow_outer(const OuterProduct& o, int sum_bytes);
 
 // Sums of long rows (bias) in parts, added up in order.
 int64_t bias_splits(int64_t batch, int64_t out_channels, int64_t out_length);

@@ -215,14 +215,14 @@ class Runner {
     const OuterProduct o = outer_product(p);
     const auto signal = global<const T>(pointers.signal), grad = global<const T>(pointers.factor);
     if (takes_narrow(o.rows, o.channels)) {
-      const NarrowPlan plan = plan_narrow_outer(o, sizeof(Sum));
-      const auto partials = take_partials(p, plan.splits);
+      const NarrowOuterPlan plan = plan_narrow_outer(o, sizeof(Sum));
+      const auto partials = take_partials(p, plan.splits > 1 ? plan.splits : 0);
       if (launches_) {
         launch<kThreads>(
             multiply_outer_narrow<T, Sum>, grid(plan.blocks), plan.shared_bytes, stream_, o, plan, grad, signal,
-            partials);
+            partials, p.weight, p.accumulate, p.negate, global<T>(pointers.result));
       }
-      sum(p, as_weight(p), plan.splits, partials, pointers.result);
+      if (plan.splits > 1) sum(p, as_weight(p), plan.splits, partials, pointers.result);
       return workspace_.taken();
     }
     const Correlation input = correlation(Op::kForward, p), gradient = pointwise(o);
@@ -305,9 +305,10 @@ class Runner {
     if (takes_narrow(c.rows, c.channels)) {
       const NarrowPlan plan = plan_narrow(c, sizeof(Sum));
       if (launches_) {
+        const auto kernel = plan.slides ? correlate_narrow<T, Sum, true> : correlate_narrow<T, Sum, false>;
         launch<kThreads>(
-            correlate_narrow<T, Sum>, grid(plan.blocks), plan.shared_bytes, stream_, c, plan, view,
-            global<const T>(signal), weight, global<const T>(bias), global<T>(result));
+            kernel, grid(plan.blocks), plan.shared_bytes, stream_, c, plan, view, global<const T>(signal), weight,
+            global<const T>(bias), global<T>(result));
       }
       return;
     }
