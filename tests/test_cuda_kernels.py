@@ -142,7 +142,8 @@ def test_packs_weights_of_any_layout(
 # Channels of rows whose chunks lie together, of positions whose channels do, and neither.
 @pytest.mark.parametrize("type", ["bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("case", [
-    Case(5, 1, 104, 8, 1), Case(300, 1, 8, 16, 1), Case(3, 1, 4099, 1, 1), Case(2, 1, 9000, 24, 1), Case(700, 1, 5, 2, 1)
+    Case(5, 1, 104, 8, 1), Case(300, 1, 8, 16, 1), Case(3, 1, 4099, 1, 1), Case(2, 1, 9000, 24, 1),
+    Case(700, 1, 5, 2, 1),
 ], ids=str)  # fmt: skip
 def test_layouts_do_not_show_in_the_sums_of_the_bias(case: Case, type: str) -> None:
     operands = operands_of(type, case)

@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) sum_partials(
   }
 }
 
-constexpr int kFoldPositions = 128;  // of a row, that a warp takes at a time
+constexpr int kFoldPositions = 256;  // of a row, that a warp takes at a time
 
 // The gradient of the input from that of the padded input, [N, C, left + L + right], contiguous: each position gets the
 // gradients of all that show it, from the left to the right.
@@ -189,10 +189,23 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) fold_padding(
   for (int64_t i = block_index() * kWarps + thread_index() / 32; i < batch * channels * row_parts;
        i += block_count() * kWarps) {
     const int64_t row = i / row_parts, n = row / channels, channel = row - n * channels;
-    const int first = static_cast<int>(i - row * row_parts) * kFoldPositions + thread_index() % 32;
+    const int first = static_cast<int>(i - row * row_parts) * kFoldPositions, mine = first + thread_index() % 32;
     const auto gradients = padded.from(row * (left + length + right) + left);
     const auto to = result.from(n * input.strides.batch + channel * input.strides.channel);
-    // Of positions that the padding may show.
+    const auto store = [&](int j, Sum sum) {
+      const int64_t at = j * input.strides.position;
+      if (negate) sum = -sum;
+      if (accumulate) sum += widen(to.load(at));
+      to.store(at, narrow<T>(sum));
+    };
+    if (first > widest && first + kFoldPositions < length - widest) {  // no padding shows any of these
+      Sum sums[kFoldPositions / 32];
+#pragma unroll
+      for (int k = 0; k < kFoldPositions / 32; ++k) sums[k] = gradients.load(mine + 32 * k);
+#pragma unroll
+      for (int k = 0; k < kFoldPositions / 32; ++k) store(mine + 32 * k, sums[k]);
+      continue;
+    }
     const auto sum_at = [&](int j) {
       Sum sum = 0;
       const auto add = [&](int p) {
@@ -211,21 +224,8 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) fold_padding(
       }
       return sum;
     };
-    Sum sums[kFoldPositions / 32] = {};
-#pragma unroll
-    for (int k = 0; k < kFoldPositions / 32; ++k) {
-      if (first + 32 * k < length) sums[k] = gradients.load(first + 32 * k);
-    }
-#pragma unroll
-    for (int k = 0; k < kFoldPositions / 32; ++k) {
-      const int j = first + 32 * k;
-      if (j >= length) break;
-      Sum sum = j <= widest || j >= length - 1 - widest ? sum_at(j) : sums[k];
-      const int64_t at = j * input.strides.position;
-      if (negate) sum = -sum;
-      if (accumulate) sum += widen(to.load(at));
-      to.store(at, narrow<T>(sum));
-    }
+#pragma unroll 1
+    for (int j = mine; j < first + kFoldPositions && j < length; j += 32) store(j, sum_at(j));
   }
 }
 
