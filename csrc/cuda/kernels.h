@@ -37,7 +37,7 @@ bool fits(const Conv1dProblem& problem);
 // For tests: what is chosen by the sizes of the problem otherwise.
 struct Choice {
   enum class Algorithm { kAny, kNarrow, kMatrix } algorithm = Algorithm::kAny;
-  enum class Tile { kAny, kSmall, kLarge } tile = Tile::kAny;
+  enum class Tile { kAny, kSmall, kMedium, kLarge } tile = Tile::kAny;
   enum class Staging { kAny, kWindow, kGather, kUnfold } staging = Staging::kAny;
 };
 

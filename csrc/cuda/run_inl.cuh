@@ -169,10 +169,11 @@ PackedSignal packed_by(const SignalPacking& p, const Chunk& chunk, int row_chann
   return {group * p.groups, group, block, row_channels, p.blocks * row_channels, first, p.rows};
 }
 
-// A tile of 128 rows and more is for groups that have so many, and for problems that keep a GPU busy with it.
-constexpr int64_t kFewChannels = 16, kSmallRows = 64, kFewBlocks = 132;
+// Where 32 rows would mostly be filled up with zeros.
+constexpr int64_t kFewChannels = 16;
+constexpr int64_t kMultiprocessors = 132;  // of an H100
 
-template <class Small, class Large>
+template <class Small, class Medium, class Large>
 class Runner {
   using T = typename Large::Storage;
   using Sum = typename Large::Sum;
@@ -238,12 +239,13 @@ class Runner {
     }
     first.batch = chunks[0].items;
     first.out_length = to_int(chunks[0].columns);
-    const OuterPlan large = plan_outer(first, shape_of<Large>(), choice_.staging, 0);
-    if (takes_large(o.rows, large.blocks, large.shared_bytes)) {
-      outer_by<Large>(p, first, chunks, input_packer, grad_packer, pointers.result);
-    } else {
-      outer_by<Small>(p, first, chunks, input_packer, grad_packer, pointers.result);
-    }
+    with_best_tile(
+        [&]<class Units>() {
+          OuterPlan plan = plan_outer(first, shape_of<Units>(), choice_.staging, 0);
+          plan.blocks = plan.row_tiles * plan.column_tiles * kMultiprocessors;  // with its splits, each is for all
+          return plan;
+        },
+        [&]<class Units>() { outer_by<Units>(p, first, chunks, input_packer, grad_packer, pointers.result); });
     return workspace_.taken();
   }
 
@@ -294,9 +296,27 @@ class Runner {
     constexpr bool kHasFmaUnits = std::is_same_v<typename Large::Number, Sum>;
     return (rows < kFewChannels && channels < kFewChannels) || (rows <= 2 && kHasFmaUnits);
   }
-  bool takes_large(int64_t rows, int64_t blocks, int shared_bytes) const {
-    if (shared_bytes > device_.shared_bytes || choice_.tile == Choice::Tile::kSmall) return false;
-    return choice_.tile == Choice::Tile::kLarge || (rows > kSmallRows && blocks >= kFewBlocks);
+  // The first of all tiles, from the largest on, that is no slower than the others and fits into shared memory. A round
+  // of blocks, one for each multiprocessor of an H100, takes as long as a tile has rows, and the steps' own share.
+  template <class PlanOf, class Use>
+  void with_best_tile(const PlanOf& plan_of, const Use& use) const {
+    constexpr int64_t kStepRows = std::is_same_v<typename Large::Number, Sum> ? 16 : 64;
+    const auto cost = [&]<class Units>(Choice::Tile tile) {
+      const auto plan = plan_of.template operator()<Units>();
+      if (choice_.tile == tile && plan.shared_bytes <= device_.shared_bytes) return int64_t{0};
+      if (plan.shared_bytes > device_.shared_bytes) return INT64_MAX;
+      return ceil_div(plan.blocks, kMultiprocessors) * (Units::kRows * Units::kCols / 128 + kStepRows);
+    };
+    const int64_t large = cost.template operator()<Large>(Choice::Tile::kLarge);
+    const int64_t medium = cost.template operator()<Medium>(Choice::Tile::kMedium);
+    const int64_t small = cost.template operator()<Small>(Choice::Tile::kSmall);
+    if (large <= medium && large <= small) {
+      use.template operator()<Large>();
+    } else if (medium <= small) {
+      use.template operator()<Medium>();
+    } else {
+      use.template operator()<Small>();
+    }
   }
 
   void correlate_to(
@@ -318,12 +338,11 @@ class Runner {
     const std::vector<Chunk> chunks =
         chunks_of(c.batch, packer.columns(), packer.column_bytes(), packer.halo_bytes());
     const Correlation first = packer.part_of(chunks[0]);
-    const CorrelatePlan large = plan_correlation(first, shape_of<Large>(), choice_.staging, device_.shared_bytes);
-    if (takes_large(c.rows, large.blocks, large.shared_bytes)) {
-      correlate_by<Large>(c, chunks, packer, view, weight, bias, result);
-    } else {
-      correlate_by<Small>(c, chunks, packer, view, weight, bias, result);
-    }
+    with_best_tile(
+        [&]<class Units>() {
+          return plan_correlation(first, shape_of<Units>(), choice_.staging, device_.shared_bytes);
+        },
+        [&]<class Units>() { correlate_by<Units>(c, chunks, packer, view, weight, bias, result); });
   }
 
   // The signal of a problem as rows of channels: what it takes, and the launches.
@@ -488,11 +507,11 @@ class Runner {
   Stream stream_;
 };
 
-template <class Small, class Large>
+template <class Small, class Medium, class Large>
 int64_t run_with(
     Op op, const Conv1dProblem& problem, const Device& device, const Pointers& pointers, void* workspace, Stream stream,
     const Choice& choice) {
-  Runner<Small, Large> runner(device, choice, workspace, stream);
+  Runner<Small, Medium, Large> runner(device, choice, workspace, stream);
   if (op == Op::kBackwardWeight) return runner.backward_weight(problem, pointers);
   if (op == Op::kBackwardBias) return runner.backward_bias(problem, pointers);
   return runner.correlate_with(op, problem, pointers);

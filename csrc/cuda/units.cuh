@@ -25,7 +25,7 @@ class MatrixUnits {
   static constexpr int kOuterPositions = kIs16Bit<T> ? 32 : 16;  // summed over by multiply_outer
 
  private:
-  static constexpr int kWarpsDown = kRows >= 128 ? 2 : 1, kWarpsAcross = kWarps / kWarpsDown;
+  static constexpr int kWarpsDown = kRows >= 64 ? 2 : 1, kWarpsAcross = kWarps / kWarpsDown;
   static constexpr int kWarpRows = kRows / kWarpsDown, kWarpCols = kCols / kWarpsAcross;
   static constexpr int kDown = kWarpRows / 16, kAcross = kWarpCols / 8;
   static constexpr int kScratchPitch = kWarpCols + 8;  // floats; pairs of them to different banks
@@ -136,7 +136,7 @@ class MatrixUnits {
         mine.store<Pack<float, 2>>(byte + 8 * kScratchPitch * int(sizeof(float)), {sum_[m][n][2], sum_[m][n][3]});
       }
       sync_warp();
-#pragma unroll
+#pragma unroll 8  // code has to stay in its cache, too
       for (int r = 0; r < 16; r += kRowsAtOnce) {
         const int row = r + lane_ / kWarpCols;
         const int byte = (row * kScratchPitch + lane_ % kWarpCols) * int(sizeof(float));

@@ -12,7 +12,7 @@ from torch import Tensor
 OPS = ["conv1d", "conv1d_backward_input", "conv1d_backward_weight", "conv1d_backward_bias"]
 TYPES = ["float64", "float32", "tf32", "bfloat16", "float16"]
 ALGORITHMS = ["any", "narrow", "matrix"]
-TILES = ["any", "small", "large"]
+TILES = ["any", "small", "medium", "large"]
 STAGINGS = ["any", "window", "gather", "unfold"]
 PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]
 
