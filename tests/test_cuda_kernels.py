@@ -26,6 +26,15 @@ def shifted(t: Tensor) -> Tensor:
     return storage.as_strided(t.shape, (c * length, 1, c), 1).copy_(t)
 
 
+# Sums of taps and of channels that are computed in parts, and added up.
+IN_PARTS = [
+    Case(2, 1, 61, 20, 10, stride=5),
+    Case(2, 6, 50, 40, 5, padding=(2, 1), dilation=2, groups=2),
+    Case(1, 3, 40, 17, 4, stride=3, padding=(3, 2), padding_mode="reflect"),
+    Case(3, 300, 9, 10, 3, padding=(1, 1)),
+    Case(2, 20, 11, 270, 3, stride=2, padding=(1, 1), padding_mode="circular"),
+]
+
 LAYOUTS = {"transposed": transposed, "sliced": sliced, "shifted": shifted}
 
 
@@ -75,7 +84,7 @@ def expect_failure(request: pytest.FixtureRequest, reason: str) -> None:
 
 
 @pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("case", NONEMPTY, ids=str)
+@pytest.mark.parametrize("case", NONEMPTY + IN_PARTS, ids=str)
 def test_matches_oracle(case: Case, type: str) -> None:
     operands = operands_of(type, case)
     for op in OPS:
@@ -185,7 +194,7 @@ def test_folds_the_padding_of_long_rows(mode: str, padding: tuple[int, int], typ
 @pytest.mark.parametrize("accumulate", [False, True], ids=["overwrite", "accumulate"])
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("layout", ["transposed", "sliced"])
-@pytest.mark.parametrize("case", NONEMPTY[6::20], ids=str)
+@pytest.mark.parametrize("case", NONEMPTY[6::20] + IN_PARTS[1:], ids=str)
 def test_writes_and_adds_in_any_layout(case: Case, layout: str, type: str, accumulate: bool, negate: bool) -> None:
     operands = operands_of(type, case)
     for op in OPS[:3]:
@@ -240,7 +249,7 @@ def test_sums_have_one_order_in_all_tiles(case: Case, type: str) -> None:
 
 
 @pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("case", NONEMPTY[::4], ids=str)
+@pytest.mark.parametrize("case", NONEMPTY[::4] + IN_PARTS, ids=str)
 def test_results_do_not_depend_on_the_device(case: Case, type: str) -> None:
     operands = operands_of(type, case)
     for op in OPS:

@@ -49,7 +49,11 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     const uint32_t tile_group = tile / residues(c);
     const int residue_index = static_cast<int>(tile - tile_group * residues(c));
     const auto column_tiles = static_cast<uint32_t>(plan.column_tiles);
-    const uint32_t group = tile_group / column_tiles, column_tile = tile_group - group * column_tiles;
+    const uint32_t split_group = tile_group / column_tiles, column_tile = tile_group - split_group * column_tiles;
+    const auto groups = static_cast<uint32_t>(c.groups);
+    const uint32_t split = split_group / groups, group = split_group - split * groups;
+    const int first_block = static_cast<int>(plan.channel_blocks * split / c.splits);
+    const int channel_blocks = static_cast<int>(plan.channel_blocks * (split + 1) / c.splits) - first_block;
     const Residue residue = residue_of(c, residue_index);
 
     // The tile's columns: of one batch item where there are windows, of all of them otherwise.
@@ -108,12 +112,13 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     };
 
     Units units(plan.row_step);
-    const int steps = static_cast<int>(plan.channel_blocks) * taps;
+    const int steps = channel_blocks * taps;
     if (steps > 0) {
       Step ahead;
+      ahead.channel_block = first_block;
       ahead.taps_left = fewest_taps + (longer_windows > 0 ? 1 : 0);
       bool begins = true;  // a window
-      auto weights = thread_weights.from(first_tile * kTile);
+      auto weights = thread_weights.from((first_tile + first_block * plan.row_tiles) * kTile);
       int window_bytes_at[kAhead] = {};  // of this step and those ahead
 #pragma unroll 1
       for (int step = -kAhead; step < steps; ++step) {
@@ -167,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
       const int64_t n = item_of(first_column + column);
       const int64_t q = first_column + column - (in_windows ? 0 : n * residue.columns);
       return n * c.result.batch + (residue_index + q * column_step(c)) * c.result.position +
-             first_row * c.result.channel;
+             first_row * c.result.channel + split * c.split_step;
     };
     const auto row_step = static_cast<int>(c.result.channel);
     if (!c.accumulate && !c.negate && !c.result_is_sum && row_step == c.result.channel) {

@@ -52,6 +52,14 @@ bool unfolds(int64_t channels, int64_t kernel_size, int element_bytes, Choice::S
   return 4 * ceil_div(unfolded, row_channels) <= 3 * ceil_div(channels, row_channels) * kernel_size;
 }
 
+int channel_splits(const Correlation& c, int64_t taps, int element_bytes) {
+  constexpr int64_t kMultiprocessors = 132, kFewestBlocks = 4, kMostSplits = 32;
+  const int64_t tiles = c.groups * residues(c) * ceil_div(c.rows, 64) * ceil_div(most_columns(c), 128);
+  const int64_t blocks = ceil_div(c.channels * taps, kRowBytes / element_bytes);
+  return static_cast<int>(
+      std::clamp<int64_t>(kMultiprocessors / tiles, 1, std::clamp<int64_t>(blocks / kFewestBlocks, 1, kMostSplits)));
+}
+
 std::vector<Chunk> chunks_of(int64_t batch, int64_t columns, int64_t column_bytes, int64_t halo_bytes) {
   const int64_t item_bytes = columns * column_bytes + halo_bytes;
   std::vector<Chunk> chunks;
@@ -109,7 +117,7 @@ CorrelatePlan plan_correlation(
   plan.channel_blocks = ceil_div(c.channels, kRowBytes / shape.element_bytes);
   plan.packed_elements =
       c.groups * c.kernel_size * plan.channel_blocks * plan.row_tiles * shape.rows * (kRowBytes / shape.element_bytes);
-  plan.blocks = plan.row_tiles * plan.column_tiles * residues(c) * c.groups;
+  plan.blocks = plan.row_tiles * plan.column_tiles * residues(c) * c.groups * c.splits;
   const int ring = kStages * shape.rows * shape.pitch + plan.windows * plan.window_rows * shape.pitch;
   plan.shared_bytes = shape.cols * kPlaceBytes + std::max(ring, shape.scratch_bytes);
   if (in_windows && plan.shared_bytes > shared_bytes) {

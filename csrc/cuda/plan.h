@@ -57,6 +57,9 @@ struct Correlation {
   int gcd, inverse;
   bool accumulate, negate;
   bool result_is_sum;  // stored in the type of the sums
+  // Parts of the channels that are summed by themselves, and the numbers from a part's result to the next one's.
+  int splits;
+  int64_t split_step;
 };
 
 // Sums of a tile, by the names of units.cuh.
@@ -101,6 +104,10 @@ OuterPlan plan_outer(const OuterProduct& o, const UnitsShape& shape, Choice::Sta
 // Whether channels and taps are made one dimension when the signal is packed: where there are so few channels that
 // most of the blocks would be zeros otherwise.
 bool unfolds(int64_t channels, int64_t kernel_size, int element_bytes, Choice::Staging wish);
+
+// Into how many parts the channels' sum is split, so that few results with long sums keep a GPU busy. The batch has no
+// say, since an item's bits must not depend on it.
+int channel_splits(const Correlation& c, int64_t taps, int element_bytes);
 
 // What is packed at a time: columns [first_column, first_column + columns) of some batch items.
 struct Chunk {

@@ -10,6 +10,7 @@
 #include "cuda/narrow.cuh"
 #include "cuda/outer.cuh"
 #include "cuda/pack.cuh"
+#include "cuda/parts.cuh"
 #include "cuda/run.h"
 
 namespace conv1d_ext::cuda {
@@ -27,13 +28,17 @@ class Workspace {
   void* take(int64_t bytes) {
     void* piece = begin_ == nullptr ? nullptr : begin_ + taken_;
     taken_ += (bytes + 15) / 16 * 16;
+    most_ = std::max(most_, taken_);
     return piece;
   }
-  int64_t taken() const { return taken_; }
+  // For kernels to come, which start after those that use it now.
+  void give_back_to(int64_t mark) { taken_ = mark; }
+  int64_t mark() const { return taken_; }
+  int64_t most_taken() const { return most_; }
 
  private:
   char* begin_;
-  int64_t taken_ = 0;
+  int64_t taken_ = 0, most_ = 0;
 };
 
 template <class Units>
@@ -79,7 +84,7 @@ Correlation correlation(Op op, const Conv1dProblem& p) {
   c.stride = to_int(p.stride);
   c.dilation = to_int(p.dilation);
   c.padding_left = to_int(p.padding_left);
-  c.gcd = 1;
+  c.gcd = c.splits = 1;
   c.accumulate = p.accumulate;
   c.negate = p.negate;
   const int64_t in_channels = p.in_channels / p.groups, out_channels = p.out_channels / p.groups;
@@ -115,7 +120,7 @@ Correlation pointwise(const OuterProduct& o) {
   c.channels = o.rows;
   c.signal = {o.grad, o.out_length, 0, 0, PaddingMode::kZeros};
   c.result_length = o.out_length;
-  c.kernel_size = c.stride = c.dilation = c.gcd = 1;
+  c.kernel_size = c.stride = c.dilation = c.gcd = c.splits = 1;
   return c;
 }
 
@@ -192,7 +197,7 @@ class Runner {
             : WeightView{c.rows * p.weight.out_channel, p.weight.out_channel, p.weight.in_channel, p.weight.tap};
     if (!c.is_backward || p.padding_mode == PaddingMode::kZeros) {
       correlate_to(c, view, pointers.signal, weight, pointers.bias, pointers.result);
-      return workspace_.taken();
+      return workspace_.most_taken();
     }
     // The gradient of the padded input first.
     const int64_t length = p.padding_left + p.in_length + p.padding_right;
@@ -209,7 +214,7 @@ class Runner {
           0, stream_, p.batch, p.in_channels, input_of(p), p.accumulate, p.negate, global<const Sum>(padded),
           global<T>(pointers.result));
     }
-    return workspace_.taken();
+    return workspace_.most_taken();
   }
 
   int64_t backward_weight(const Conv1dProblem& p, const Pointers& pointers) {
@@ -224,7 +229,7 @@ class Runner {
             partials, p.weight, p.accumulate, p.negate, global<T>(pointers.result));
       }
       if (plan.splits > 1) sum(p, as_weight(p), plan.splits, partials, pointers.result);
-      return workspace_.taken();
+      return workspace_.most_taken();
     }
     const Correlation input = correlation(Op::kForward, p), gradient = pointwise(o);
     const bool unfold = unfolds(o.channels, o.kernel_size, sizeof(T), choice_.staging);
@@ -246,7 +251,7 @@ class Runner {
           return plan;
         },
         [&]<class Units>() { outer_by<Units>(p, first, chunks, input_packer, grad_packer, pointers.result); });
-    return workspace_.taken();
+    return workspace_.most_taken();
   }
 
   int64_t backward_bias(const Conv1dProblem& p, const Pointers& pointers) {
@@ -276,7 +281,7 @@ class Runner {
           global<const T>(pointers.signal), partials);
     }
     sum(row, as_weight(row), splits, partials, pointers.result);
-    return workspace_.taken();
+    return workspace_.most_taken();
   }
 
  private:
@@ -332,8 +337,94 @@ class Runner {
       }
       return;
     }
+    if (adds_taps(c, view)) {
+      correlate_by_taps(c, view, signal, weight, result);
+      return;
+    }
     const bool unfold =
         (!c.is_backward || c.stride == 1) && unfolds(c.channels, c.kernel_size, sizeof(T), choice_.staging);
+    const int splits = channel_splits(c, unfold ? c.kernel_size : 1, sizeof(T));
+    if (splits == 1) {
+      correlate_in_tiles(c, unfold, view, signal, weight, bias, result);
+      return;
+    }
+    const int64_t row_numbers = c.groups * c.rows * c.result_length;
+    for_items(c, splits * row_numbers * int64_t{sizeof(Sum)}, result, [&](const Correlation& part, int64_t n, void* to) {
+      Correlation split = part;
+      split.result = {row_numbers, c.result_length, 1};
+      split.splits = splits;
+      split.split_step = part.batch * row_numbers;
+      split.result_is_sum = true;
+      split.accumulate = split.negate = false;
+      void* partials = workspace_.take(splits * split.split_step * int64_t{sizeof(Sum)});
+      correlate_in_tiles(split, unfold, view, item_of(c, signal, n), weight, nullptr, partials);
+      if (launches_) {
+        launch<kThreads>(
+            add_channels<T, Sum>, grid_of_results(part), 0, stream_, part, splits, split.split_step,
+            global<const Sum>(partials), global<const T>(bias), global<T>(to));
+      }
+    });
+  }
+
+  // Whether the taps of an input's gradient are rows of a pointwise problem, whose results add_taps adds up. Few rows
+  // would leave most of a tile unused, for each tap again.
+  bool adds_taps(const Correlation& c, const WeightView& view) const {
+    constexpr int64_t kMostBytes = 256 << 20;  // of a batch item's products
+    return c.is_backward && c.kernel_size > 1 && c.rows <= kFewChannels && choice_.staging == Choice::Staging::kAny &&
+           (c.rows == 1 || view.row == c.kernel_size * view.tap) && tap_numbers(c) * int64_t{sizeof(Sum)} <= kMostBytes;
+  }
+  static int64_t tap_numbers(const Correlation& c) { return c.groups * c.rows * c.kernel_size * c.signal.length; }
+
+  void correlate_by_taps(
+      const Correlation& c, const WeightView& view, const void* signal, Global<const T> weight, void* result) {
+    const int64_t numbers = tap_numbers(c);
+    for_items(c, numbers * int64_t{sizeof(Sum)}, result, [&](const Correlation& part, int64_t n, void* to) {
+      Correlation taps{};
+      taps.batch = part.batch;
+      taps.groups = c.groups;
+      taps.rows = c.rows * c.kernel_size;
+      taps.channels = c.channels;
+      taps.signal = c.signal;
+      taps.result = {numbers, c.signal.length, 1};
+      taps.result_length = c.signal.length;
+      taps.kernel_size = taps.stride = taps.dilation = taps.gcd = taps.splits = 1;
+      taps.result_is_sum = true;
+      void* products = workspace_.take(part.batch * numbers * int64_t{sizeof(Sum)});
+      const WeightView rows{view.group, view.tap, view.channel, 1};
+      correlate_to(taps, rows, item_of(c, signal, n), weight, nullptr, products);
+      if (launches_) {
+        launch<kThreads>(
+            add_taps<T, Sum>, grid_of_results(part), 0, stream_, part, global<const Sum>(products), global<T>(to));
+      }
+    });
+  }
+
+  // Calls use(part, first item, where its result begins) for some batch items at a time, so that what each takes of the
+  // workspace, item_bytes, stays bounded. What is taken for a part is given back after it.
+  template <class Use>
+  void for_items(const Correlation& c, int64_t item_bytes, void* result, const Use& use) {
+    constexpr int64_t kBytes = 64 << 20;
+    const int64_t items = std::clamp<int64_t>(kBytes / item_bytes, 1, c.batch), mark = workspace_.mark();
+    for (int64_t n = 0; n < c.batch; n += items) {
+      Correlation part = c;
+      part.batch = std::min(items, c.batch - n);
+      use(part, n, result_at(c, result, n * c.result.batch));
+      workspace_.give_back_to(mark);
+    }
+  }
+  static void* result_at(const Correlation& c, void* result, int64_t numbers) {
+    return static_cast<char*>(result) + numbers * int64_t{c.result_is_sum ? sizeof(Sum) : sizeof(T)};
+  }
+  static const void* item_of(const Correlation& c, const void* signal, int64_t n) {
+    return static_cast<const T*>(signal) + n * c.signal.strides.batch;
+  }
+  int64_t grid_of_results(const Correlation& c) const {
+    return grid(c.batch * c.groups * c.rows * ceil_div(c.result_length, kThreads));
+  }
+
+  void correlate_in_tiles(
+      const Correlation& c, bool unfold, const WeightView& view, const void* signal, Global<const T> weight,
+      const void* bias, void* result) {
     const Packer packer(*this, c, unfold, signal);
     const std::vector<Chunk> chunks =
         chunks_of(c.batch, packer.columns(), packer.column_bytes(), packer.halo_bytes());
@@ -439,8 +530,7 @@ class Runner {
       const auto [signal_view, signal] = packer.pack(chunk, rows);
       const Correlation part = packer.part_of(chunk);
       const CorrelatePlan plan = plan_of(part);
-      const int64_t element_bytes = c.result_is_sum ? sizeof(Sum) : sizeof(T);
-      void* to = static_cast<char*>(result) + packer.result_offset(chunk) * element_bytes;
+      void* to = result_at(c, result, packer.result_offset(chunk));
       launch<kThreads>(
           correlate<Units>, grid(plan.blocks), plan.shared_bytes, stream_, part, plan, signal_view, signal,
           global<const T>(packed), global<const T>(bias), global<T>(to));
