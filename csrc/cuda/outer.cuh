@@ -134,16 +134,34 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
       }
     }
 
-    // [split][tap][output channel][channel]: neighbouring columns are neighbours.
+    // [split][tap][output channel][channel]: neighbouring columns are neighbours, and mostly two to 8 or 16 bytes.
+    using Sum = typename Units::Sum;
     const int64_t out_channels = o.groups * o.rows;
-    const auto sums = partials.from(split * o.kernel_size * out_channels * o.channels);
-    units.for_each_outer([&](int row, int column, typename Units::Sum sum) {
-      const ColumnBlock entry = column_block(column / kChannels);
-      const int channel = entry.channel_block * kChannels + column % kChannels;
-      if (row0 + row >= o.rows || channel >= o.channels || entry.tap >= o.kernel_size) return;
-      const int64_t at = (entry.tap * out_channels + group * o.rows + row0 + row) * o.channels + channel;
-      sums.store(at, adds ? sums.load(at) + sum : sum);
-    });
+    const auto sums = partials.from(
+        (split * o.kernel_size * out_channels + group * o.rows + row0) * o.channels);
+    const int rows = o.rows - row0 < kRows ? static_cast<int>(o.rows) - row0 : kRows;
+    const auto channels = static_cast<int>(o.channels);
+    units.for_each_outer(
+        channels % 2 == 0,
+        [&](int column) -> int64_t {
+          const ColumnBlock entry = column_block(column / kChannels);
+          const int channel = entry.channel_block * kChannels + column % kChannels;
+          return channel < channels && entry.tap < o.kernel_size ? entry.tap * out_channels * channels + channel : -1;
+        },
+        [&](int row, int64_t at, Sum sum) {
+          if (row >= rows || at < 0) return;
+          at += int64_t{row} * channels;
+          sums.store(at, adds ? sums.load(at) + sum : sum);
+        },
+        [&](int row, int64_t at, Pack<Sum, 2> pair) {
+          if (row >= rows || at < 0) return;
+          at += int64_t{row} * channels;
+          if (adds) {
+            const auto before = sums.template load_pack<2>(at);
+            pair = {before.at[0] + pair.at[0], before.at[1] + pair.at[1]};
+          }
+          sums.store_pack(at, pair);
+        });
     sync_block();
   }
 }

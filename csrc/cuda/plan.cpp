@@ -54,10 +54,14 @@ bool unfolds(int64_t channels, int64_t kernel_size, int element_bytes, Choice::S
 
 int channel_splits(const Correlation& c, int64_t taps, int element_bytes) {
   constexpr int64_t kMultiprocessors = 132, kFewestBlocks = 4, kMostSplits = 32;
+  // A result's sum costs a split 8 bytes of memory, which should take no longer than half of its products or of the
+  // signal that it reads: 960 products of matrix units take as long as 8 bytes of an H100's memory.
+  constexpr int64_t kProducts = 960;
   const int64_t tiles = c.groups * residues(c) * ceil_div(c.rows, 64) * ceil_div(most_columns(c), 128);
   const int64_t blocks = ceil_div(c.channels * taps, kRowBytes / element_bytes);
-  return static_cast<int>(
-      std::clamp<int64_t>(kMultiprocessors / tiles, 1, std::clamp<int64_t>(blocks / kFewestBlocks, 1, kMostSplits)));
+  const int64_t worth = std::max(c.channels * most_taps(c) / kProducts, c.channels * element_bytes / (16 * c.rows));
+  const int64_t most = std::min({worth, blocks / kFewestBlocks, kMostSplits});
+  return static_cast<int>(std::clamp<int64_t>(kMultiprocessors / tiles, 1, std::max<int64_t>(most, 1)));
 }
 
 std::vector<Chunk> chunks_of(int64_t batch, int64_t columns, int64_t column_bytes, int64_t halo_bytes) {

@@ -370,7 +370,7 @@ class Runner {
   // would leave most of a tile unused, for each tap again.
   bool adds_taps(const Correlation& c, const WeightView& view) const {
     constexpr int64_t kMostBytes = 256 << 20;  // of a batch item's products
-    return c.is_backward && c.kernel_size > 1 && c.rows <= kFewChannels && choice_.staging == Choice::Staging::kAny &&
+    return c.is_backward && c.kernel_size > 1 && c.rows <= kFewChannels && c.channels >= kFewChannels && choice_.staging == Choice::Staging::kAny &&
            (c.rows == 1 || view.row == c.kernel_size * view.tap) && tap_numbers(c) * int64_t{sizeof(Sum)} <= kMostBytes;
   }
   static int64_t tap_numbers(const Correlation& c) { return c.groups * c.rows * c.kernel_size * c.signal.length; }

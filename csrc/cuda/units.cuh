@@ -146,17 +146,26 @@ class MatrixUnits {
     }
   }
 
-  // store(row, column, sum) for each element, after multiply_outer.
-  template <class Store>
-  __device__ void for_each_outer(const Store& store) const {
+  // store(row, place(column), sum) for each element, after multiply_outer; store_pair(row, place(column), sums) for two
+  // neighbouring columns, the first of them even, if `pairs`.
+  template <class Place, class Store, class StorePair>
+  __device__ void for_each_outer(bool pairs, const Place& place, const Store& store, const StorePair& store_pair) const {
     const int g = lane_ / 4, i = lane_ % 4;
 #pragma unroll
-    for (int m = 0; m < kDown; ++m) {
+    for (int n = 0; n < kAcross; ++n) {
+      const int column = col_ + 8 * n + 2 * i;
+      const int64_t first = place(column), second = pairs ? -1 : place(column + 1);
 #pragma unroll
-      for (int n = 0; n < kAcross; ++n) {
+      for (int m = 0; m < kDown; ++m) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          store(row_ + 16 * m + g + e / 2 * 8, col_ + 8 * n + 2 * i + e % 2, sum_[m][n][e]);
+        for (int half = 0; half < 2; ++half) {
+          const int row = row_ + 16 * m + g + half * 8;
+          if (pairs) {
+            store_pair(row, first, Pack<float, 2>{sum_[m][n][2 * half], sum_[m][n][2 * half + 1]});
+          } else {
+            store(row, first, sum_[m][n][2 * half]);
+            store(row, second, sum_[m][n][2 * half + 1]);
+          }
         }
       }
     }
@@ -258,12 +267,20 @@ class FmaUnits {
     }
   }
 
-  template <class Store>
-  __device__ void for_each_outer(const Store& store) const {
+  template <class Place, class Store, class StorePair>
+  __device__ void for_each_outer(bool pairs, const Place& place, const Store& store, const StorePair& store_pair) const {
 #pragma unroll
-    for (int i = 0; i < kThreadRows; ++i) {
+    for (int j = 0; j < kThreadCols; j += 2) {
+      const int64_t first = place(outer_col(j)), second = pairs ? -1 : place(outer_col(j + 1));
 #pragma unroll
-      for (int j = 0; j < kThreadCols; ++j) store(outer_row(i), outer_col(j), sum_[i][j]);
+      for (int i = 0; i < kThreadRows; ++i) {
+        if (pairs) {
+          store_pair(outer_row(i), first, Pack<T, 2>{sum_[i][j], sum_[i][j + 1]});
+        } else {
+          store(outer_row(i), first, sum_[i][j]);
+          store(outer_row(i), second, sum_[i][j + 1]);
+        }
+      }
     }
   }
 
