@@ -32,13 +32,14 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     const Global<const typename Units::Storage> bias, const Global<typename Units::Storage> result) {
   using T = typename Units::Storage;
   constexpr int kRows = Units::kRows, kCols = Units::kCols, kPitch = Units::kPitch;
-  constexpr int kChannels = kRowChannels<T>, kAhead = kStages - 1;
+  constexpr int kChannels = kStepChannels<T>, kAhead = kStages - 1;
 
   const Shared places = shared_memory();
   const Shared weight_ring = places.from(kCols * int(sizeof(Place)));
   const Shared window_ring = weight_ring.from(kStages * kRows * kPitch);
   const bool in_windows = plan.staging == Staging::kWindow;
-  const ChunkCopy<T> copy;
+  constexpr int kRowChunks = kRowBytes / 16;
+  const ChunkCopy<T, kStepBytes> copy;
   const int chunk_channel = copy.chunk * copy.kNumbers;
 
   for (int64_t block = block_index(); block < plan.blocks; block += block_count()) {
@@ -90,10 +91,17 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     const int weight_byte = copy.line * kPitch + copy.chunk * 16;
     const auto thread_weights = packed.from(copy.line * kChannels + chunk_channel);
 
+    // Of the last step's channels only the blocks that there are.
+    const int last_channels = static_cast<int>(c.channels) - (first_block + channel_blocks - 1) * kChannels;
+    const int last_blocks =
+        last_channels >= kChannels ? kStepRows : (last_channels + kRowChannels<T> - 1) / kRowChannels<T>;
+    const int steps = channel_blocks * taps, first_of_last = steps - taps;
+
     // Starts to copy the window that `at` is the first to read.
     const auto copy_window = [&](const Step& at) {
       const Shared window = window_ring.from(at.slot * window_bytes + copy.chunk * 16);
-      const auto from = signal.from(item_offset + at.channel_block * view.block + chunk_channel);
+      const int row_block = at.channel_block * kStepRows + copy.chunk / kRowChunks;
+      const auto from = signal.from(item_offset + row_block * view.block + copy.chunk % kRowChunks * copy.kNumbers);
       const bool is_there = at.channel_block * kChannels + chunk_channel < view.channels;
       const int first = first_position + at.tap * residue.distance - view.first;
       const auto copy_row = [&](int row, int64_t item_at, int position, bool shows) {
@@ -112,7 +120,6 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     };
 
     Units units(plan.row_step);
-    const int steps = channel_blocks * taps;
     if (steps > 0) {
       Step ahead;
       ahead.channel_block = first_block;
@@ -128,14 +135,16 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
         }
         const int ahead_byte = ahead.window_byte;
         if (step + kAhead < steps) {
+          const bool has_chunk =
+              step + kAhead < first_of_last || copy.chunk * 16 < last_blocks * kRowBytes;
           const Shared to = weight_ring.from((step + kAhead) % kStages * kRows * kPitch + weight_byte);
 #pragma unroll
           for (int row = 0; row < kRows; row += copy.kLines) {
-            if (kRows >= copy.kLines || copy.line < kRows) {
+            if (has_chunk && (kRows >= copy.kLines || copy.line < kRows)) {
               copy_async<16>(to, row * kPitch, weights, row * kChannels, true);
             }
           }
-          if (begins) copy_window(ahead);
+          if (begins && has_chunk) copy_window(ahead);
           ++ahead.tap;
           begins = --ahead.taps_left == 0;
           if (begins) {
@@ -155,7 +164,9 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
         }
         commit_copies();
         if (step >= 0) {
-          units.multiply(weight_ring.from(step % kStages * kRows * kPitch), window_ring.from(window_bytes_at[0]));
+          units.multiply(
+              weight_ring.from(step % kStages * kRows * kPitch), window_ring.from(window_bytes_at[0]),
+              step < first_of_last ? kStepRows : last_blocks);
         }
 #pragma unroll
         for (int i = 0; i + 1 < kAhead; ++i) window_bytes_at[i] = window_bytes_at[i + 1];

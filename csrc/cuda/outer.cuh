@@ -23,14 +23,14 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
   constexpr int kRows = Units::kRows, kCols = Units::kCols, kPitch = Units::kOuterPitch;
   constexpr int kPositions = Units::kOuterPositions, kChannels = kRowChannels<T>;
   constexpr int kRowBlocks = (kRows + kChannels - 1) / kChannels, kColBlocks = kCols / kChannels;
-  constexpr int kGradRows = kRowBlocks * kPositions, kAhead = kStages - 1;
+  constexpr int kGradRows = kRowBlocks * kPositions, kAhead = kOuterStages - 1;
 
   const Shared column_blocks = shared_memory();
   const Shared grad_ring = column_blocks.from(kColBlocks * int(sizeof(ColumnBlock)));
-  const Shared window_ring = grad_ring.from(kStages * kGradRows * kPitch);
+  const Shared window_ring = grad_ring.from(kOuterStages * kGradRows * kPitch);
   const int window_bytes = plan.window_rows * kPitch;
   const bool in_windows = plan.staging == Staging::kWindow;
-  const ChunkCopy<T> copy;
+  const ChunkCopy<T, kRowBytes> copy;
   const int chunk_channel = copy.chunk * copy.kNumbers;
   const auto out_length = static_cast<uint32_t>(o.out_length);
 
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
     const int64_t to_next_row = grad_view.batch - int64_t{row_length} * grad_view.position;
     const auto copy_step = [&](int step) {
       const bool is_position = n < o.batch && t < o.out_length;
-      const Shared grad_tile = grad_ring.from(step % kStages * kGradRows * kPitch + copy.chunk * 16);
+      const Shared grad_tile = grad_ring.from(step % kOuterStages * kGradRows * kPitch + copy.chunk * 16);
 #pragma unroll
       for (int i = 0; i < kRowBlocks; i += kBlockStep) {
         if (first_block + i >= kRowBlocks) break;
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
             grad_tile, ((first_block + i) * kPositions + position) * kPitch, grad_row,
             valid ? i * grad_view.block : 0, valid);
       }
-      const Shared window = window_ring.from(step % kStages * window_bytes + copy.chunk * 16);
+      const Shared window = window_ring.from(step % kOuterStages * window_bytes + copy.chunk * 16);
       const auto copy_row = [&](int row, const ColumnBlock& column, int at, bool shows) {
         const bool valid = shows && static_cast<unsigned>(at) < static_cast<unsigned>(signal_view.length) &&
                            column.channel_block * kChannels + chunk_channel < signal_view.channels;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
       commit_copies();
       if (step >= 0) {
         units.multiply_outer(
-            grad_ring.from(step % kStages * kGradRows * kPitch), window_ring.from(step % kStages * window_bytes),
+            grad_ring.from(step % kOuterStages * kGradRows * kPitch), window_ring.from(step % kOuterStages * window_bytes),
             plan.block_step);
       }
     }

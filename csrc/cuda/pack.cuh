@@ -29,7 +29,7 @@ struct PackPlan {
 template <class Units>
 PackPlan plan_packing(const Correlation& c, const CorrelatePlan& plan, const WeightView& view, const void* weight) {
   using T = typename Units::Storage;
-  constexpr int kTileBytes = 16 << 10, kTilePlaces = kTileBytes / kRowBytes;  // a place: a row at a tap
+  constexpr int kTileBytes = 16 << 10, kTilePlaces = kTileBytes / kStepBytes;  // a place: a row at a tap
   constexpr int kRowsAtLeast = 8;  // and multiples of it, for the sake of their alignment
   constexpr int kPadding = 16;     // puts neighbouring rows into different banks
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
@@ -46,16 +46,16 @@ PackPlan plan_packing(const Correlation& c, const CorrelatePlan& plan, const Wei
   pack.rows = static_cast<int>(plan.row_tiles * Units::kRows);
   pack.channel_blocks = static_cast<int>(plan.channel_blocks);
   pack.taps = c.kernel_size;
-  pack.tap_step = int64_t{pack.channel_blocks} * pack.rows * kRowChannels<T>;
+  pack.tap_step = int64_t{pack.channel_blocks} * pack.rows * kStepChannels<T>;
   const int64_t tap_tiles = ceil_div(pack.taps, kTilePlaces / kRowsAtLeast);
   pack.tile_taps = static_cast<int>(ceil_div(ceil_div(pack.taps, tap_tiles), kRowsAtLeast) * kRowsAtLeast);
   pack.tile_taps = std::min(pack.tile_taps, pack.taps);
   pack.tile_rows = std::min(kTilePlaces / pack.tile_taps / kRowsAtLeast * kRowsAtLeast, pack.rows);
   pack.rows_inside = pack.folded_taps == 1 && view.row < pack.view.channel;
   pack.aligned = reinterpret_cast<uintptr_t>(weight) % 16 == 0;
-  const int run = pack.tile_taps * (pack.rows_inside ? pack.tile_rows * int(sizeof(T)) : kRowBytes);
+  const int run = pack.tile_taps * (pack.rows_inside ? pack.tile_rows * int(sizeof(T)) : kStepBytes);
   pack.pitch = static_cast<int>(ceil_div(run, 16) * 16) + kPadding;
-  pack.shared_bytes = pack.pitch * (pack.rows_inside ? kRowChannels<T> : pack.tile_rows);
+  pack.shared_bytes = pack.pitch * (pack.rows_inside ? kStepChannels<T> : pack.tile_rows);
   pack.row_tiles = static_cast<int>(ceil_div(pack.rows, pack.tile_rows));
   pack.tap_tiles = static_cast<int>(ceil_div(pack.taps, pack.tile_taps));
   pack.tiles = c.groups * pack.channel_blocks * pack.row_tiles * pack.tap_tiles;
@@ -104,7 +104,7 @@ __device__ inline void copy_weights(
   }
 }
 
-// The weights in the order in which `correlate` reads them: [group][tap][block of channels][row][kRowBytes of
+// The weights in the order in which `correlate` reads them: [group][tap][block of channels][row][kStepBytes of
 // channels], rows and channels filled up with zeros, and rounded to TF32 where it is that. Unfolded, channel and tap
 // are one. Tiles of them pass through shared memory: they are read along the runs of one order, and written along those
 // of the other.
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, kPackingBlocksPerSm) pack_weights(
     const PackPlan plan, const Global<const typename Units::Storage> weight,
     const Global<typename Units::Storage> packed) {
   using T = typename Units::Storage;
-  constexpr int kChannels = kRowChannels<T>, kSize = sizeof(T), kVector = 16 / kSize;
+  constexpr int kChannels = kStepChannels<T>, kSize = sizeof(T), kVector = 16 / kSize;
   const Shared tile = shared_memory();
   for (int64_t block = block_index(); block < plan.tiles; block += block_count()) {
     // Each tile is 8 rows of the result or more, so there are not 2^32 of them.
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, kPackingBlocksPerSm) pack_weights(
         (int64_t{group} * plan.taps + tap0) * plan.tap_step + (int64_t{channel_block} * plan.rows + row0) * kChannels);
     const int places = rows * taps, side = thread_index() % 2;
     const Divider by_places(places), by_rows(rows);
-    for (int i = thread_index() / 2; i < places * (kRowBytes / 32); i += kThreads / 2) {
+    for (int i = thread_index() / 2; i < places * (kStepBytes / 32); i += kThreads / 2) {
       const int pair = by_places.quotient(i), place = i - pair * places;
       const int tap = by_rows.quotient(place), row = place - tap * rows, channel = (2 * pair + side) * kVector;
       const Shared from = tile.from(row * row_pitch + channel * channel_pitch + tap * kSize);

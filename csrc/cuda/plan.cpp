@@ -7,9 +7,9 @@
 namespace conv1d_ext::cuda {
 namespace {
 
-// Of the windows that taps share. With the ring of weights some 90 KiB of shared memory, which a block has everywhere
-// from sm_80 on (99 KiB on sm_86, sm_89 and sm_120), and two blocks on an H100.
-constexpr int64_t kWindowBytes = 48 << 10;
+// Of the windows that taps share, where a block has so much. With the ring of weights 112 KiB of shared memory, which
+// two blocks have on an H100.
+constexpr int64_t kWindowBytes = 55 << 10;
 // Of a packed signal: with what is written meanwhile it stays in the L2 cache (40 MB on an A100, 50 on an H100).
 constexpr int64_t kChunkBytes = 32 << 20;
 // More columns than there are, to within which windows of single batch items are preferred to columns of them all.
@@ -58,7 +58,7 @@ int channel_splits(const Correlation& c, int64_t taps, int element_bytes) {
   // signal that it reads: 960 products of matrix units take as long as 8 bytes of an H100's memory.
   constexpr int64_t kProducts = 960;
   const int64_t tiles = c.groups * residues(c) * ceil_div(c.rows, 64) * ceil_div(most_columns(c), 128);
-  const int64_t blocks = ceil_div(c.channels * taps, kRowBytes / element_bytes);
+  const int64_t blocks = ceil_div(c.channels * taps, kStepBytes / element_bytes);
   const int64_t worth = std::max(c.channels * most_taps(c) / kProducts, c.channels * element_bytes / (16 * c.rows));
   const int64_t most = std::min({worth, blocks / kFewestBlocks, kMostSplits});
   return static_cast<int>(std::clamp<int64_t>(kMultiprocessors / tiles, 1, std::max<int64_t>(most, 1)));
@@ -88,10 +88,12 @@ CorrelatePlan plan_correlation(
   CorrelatePlan plan{};
   const int64_t step = c.is_backward ? 1 : c.stride, taps = most_taps(c), columns = most_columns(c);
 
+  const int64_t weight_bytes = kStages * shape.rows * shape.pitch + shape.cols * kPlaceBytes;
+  const int64_t most_window_bytes = std::min(kWindowBytes, shared_bytes - weight_bytes);
   // Windows in flight: those of kStages steps one after the other.
   int64_t windows = 2, tap_block = 0;
   for (; windows <= kStages; ++windows) {
-    const int64_t room = kWindowBytes / (windows * shape.pitch) - window_rows(shape.cols, step, 1, 0);
+    const int64_t room = most_window_bytes / (windows * shape.pitch) - window_rows(shape.cols, step, 1, 0);
     tap_block = room < 0 ? 0 : std::min(taps, room / distance(c) + 1);
     if (tap_block == 0) continue;
     const int64_t blocks = ceil_div(taps, tap_block);
@@ -118,9 +120,9 @@ CorrelatePlan plan_correlation(
 
   plan.row_tiles = ceil_div(c.rows, shape.rows);
   plan.column_tiles = in_windows ? c.batch * item_tiles : ceil_div(c.batch * columns, shape.cols);
-  plan.channel_blocks = ceil_div(c.channels, kRowBytes / shape.element_bytes);
+  plan.channel_blocks = ceil_div(c.channels, kStepBytes / shape.element_bytes);
   plan.packed_elements =
-      c.groups * c.kernel_size * plan.channel_blocks * plan.row_tiles * shape.rows * (kRowBytes / shape.element_bytes);
+      c.groups * c.kernel_size * plan.channel_blocks * plan.row_tiles * shape.rows * (kStepBytes / shape.element_bytes);
   plan.blocks = plan.row_tiles * plan.column_tiles * residues(c) * c.groups * c.splits;
   const int ring = kStages * shape.rows * shape.pitch + plan.windows * plan.window_rows * shape.pitch;
   plan.shared_bytes = shape.cols * kPlaceBytes + std::max(ring, shape.scratch_bytes);
@@ -161,7 +163,7 @@ OuterPlan plan_outer(const OuterProduct& o, const UnitsShape& shape, Choice::Sta
   plan.blocks = tiles * plan.splits;
   const int64_t grad_rows = ceil_div(shape.rows, row_channels) * positions;
   plan.shared_bytes = static_cast<int>(
-      column_blocks * kColumnBlockBytes + kStages * (grad_rows + plan.window_rows) * shape.outer_pitch);
+      column_blocks * kColumnBlockBytes + kOuterStages * (grad_rows + plan.window_rows) * shape.outer_pitch);
   return plan;
 }
 

@@ -11,10 +11,12 @@
 namespace conv1d_ext::cuda {
 
 constexpr int kThreads = 256;  // of every block
-constexpr int kRowBytes = 64;  // of the channels that a row of shared memory holds
-// Tiles of weights (or of both operands, in backward_weight) in flight: one in use, three on their way. Three steps of
-// 128 x 128 sums take a tensor core 750 clocks and more, about as long as the L2 cache of a busy GPU takes to answer.
-constexpr int kStages = 4;
+constexpr int kRowBytes = 64;                   // of the channels in a block, side by side at each position
+constexpr int kStepRows = 2;                    // blocks of channels that `correlate` reads in a step
+constexpr int kStepBytes = kStepRows * kRowBytes;
+// Tiles of operands in flight: one in use, the others on their way. Two steps of 128 x 128 sums of `correlate` take a
+// tensor core 1000 clocks and more, and three of `multiply_outer` 750: longer than the L2 cache takes to answer.
+constexpr int kStages = 3, kOuterStages = 4;
 
 // The tensor that is read at shifted positions, and what surrounds it. Positions fit into 32 bits (see fits), which
 // saves the kernels a tenth of their registers; offsets in memory have 64.

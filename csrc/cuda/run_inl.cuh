@@ -301,16 +301,19 @@ class Runner {
     constexpr bool kHasFmaUnits = std::is_same_v<typename Large::Number, Sum>;
     return (rows < kFewChannels && channels < kFewChannels) || (rows <= 2 && kHasFmaUnits);
   }
-  // The first of all tiles, from the largest on, that is no slower than the others and fits into shared memory. A round
-  // of blocks, one for each multiprocessor of an H100, takes as long as a tile has rows, and the steps' own share.
+  // The largest of the tiles that are estimated to be fastest. For matrix units two blocks on a multiprocessor, one of
+  // which computes while the other waits, take little longer than one; for FMA units twice as long. A block takes as
+  // long as its tile has rows, and what a step costs besides.
   template <class PlanOf, class Use>
   void with_best_tile(const PlanOf& plan_of, const Use& use) const {
-    constexpr int64_t kStepRows = std::is_same_v<typename Large::Number, Sum> ? 16 : 64;
-    const auto cost = [&]<class Units>(Choice::Tile tile) {
+    constexpr bool kHasFmaUnits = std::is_same_v<typename Large::Number, Sum>;
+    const auto cost = [&]<class Units>(Choice::Tile tile) -> int64_t {
       const auto plan = plan_of.template operator()<Units>();
-      if (choice_.tile == tile && plan.shared_bytes <= device_.shared_bytes) return int64_t{0};
       if (plan.shared_bytes > device_.shared_bytes) return INT64_MAX;
-      return ceil_div(plan.blocks, kMultiprocessors) * (Units::kRows * Units::kCols / 128 + kStepRows);
+      if (choice_.tile == tile) return 0;
+      const int64_t rounds = ceil_div(plan.blocks, kMultiprocessors);
+      constexpr int64_t kRows = Units::kRows * Units::kCols / 128;
+      return kHasFmaUnits ? rounds * (kRows + 16) : (rounds / 2 * 5 + rounds % 2 * 4) * (kRows + 64);
     };
     const int64_t large = cost.template operator()<Large>(Choice::Tile::kLarge);
     const int64_t medium = cost.template operator()<Medium>(Choice::Tile::kMedium);
@@ -327,6 +330,10 @@ class Runner {
   void correlate_to(
       const Correlation& c, const WeightView& view, const void* signal, Global<const T> weight, const void* bias,
       void* result) {
+    if (adds_taps(c, view)) {
+      correlate_by_taps(c, view, signal, weight, result);
+      return;
+    }
     if (takes_narrow(c.rows, c.channels)) {
       const NarrowPlan plan = plan_narrow(c, sizeof(Sum));
       if (launches_) {
@@ -335,10 +342,6 @@ class Runner {
             kernel, grid(plan.blocks), plan.shared_bytes, stream_, c, plan, view, global<const T>(signal), weight,
             global<const T>(bias), global<T>(result));
       }
-      return;
-    }
-    if (adds_taps(c, view)) {
-      correlate_by_taps(c, view, signal, weight, result);
       return;
     }
     const bool unfold =
@@ -371,6 +374,7 @@ class Runner {
   bool adds_taps(const Correlation& c, const WeightView& view) const {
     constexpr int64_t kMostBytes = 256 << 20;  // of a batch item's products
     return c.is_backward && c.kernel_size > 1 && c.rows <= kFewChannels && c.channels >= kFewChannels && choice_.staging == Choice::Staging::kAny &&
+           choice_.algorithm != Choice::Algorithm::kNarrow &&
            (c.rows == 1 || view.row == c.kernel_size * view.tap) && tap_numbers(c) * int64_t{sizeof(Sum)} <= kMostBytes;
   }
   static int64_t tap_numbers(const Correlation& c) { return c.groups * c.rows * c.kernel_size * c.signal.length; }

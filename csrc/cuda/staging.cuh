@@ -14,6 +14,8 @@ template <class T>
 constexpr bool kIs16Bit = sizeof(T) == 2;
 template <class T>
 constexpr int kRowChannels = kRowBytes / int(sizeof(T));
+template <class T>
+constexpr int kStepChannels = kStepBytes / int(sizeof(T));
 
 // As a number is stored that the matrix units will multiply.
 template <class Number, class T>
@@ -38,10 +40,10 @@ __device__ inline int64_t shown_at(const Signal& signal, int p) {
   return p * signal.strides.position;
 }
 
-// Copies of 16 bytes: a thread copies the same chunk of every kLines-th row.
-template <class T>
+// Copies of 16 bytes to rows of kBytes: a thread copies the same chunk of every kLines-th row.
+template <class T, int kBytes>
 struct ChunkCopy {
-  static constexpr int kChunks = kRowBytes / 16, kLines = kThreads / kChunks, kNumbers = 16 / int(sizeof(T));
+  static constexpr int kChunks = kBytes / 16, kLines = kThreads / kChunks, kNumbers = 16 / int(sizeof(T));
   int line = thread_index() / kChunks, chunk = thread_index() % kChunks;
 };
 

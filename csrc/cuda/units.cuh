@@ -21,7 +21,7 @@ class MatrixUnits {
   static constexpr int kBlocksPerSm = 2;
   // Bytes from row to row. load_matrices reads 8 rows, which 20 words between them put into different banks where the
   // step is odd; the TF32 operands of multiply_outer are read one by one, 4 rows and 8 neighbours at once (24 words).
-  static constexpr int kPitch = kRowBytes + 16, kOuterPitch = kRowBytes + (kIs16Bit<T> ? 16 : 32);
+  static constexpr int kPitch = kStepBytes + 16, kOuterPitch = kRowBytes + (kIs16Bit<T> ? 16 : 32);
   static constexpr int kOuterPositions = kIs16Bit<T> ? 32 : 16;  // summed over by multiply_outer
 
  private:
@@ -50,19 +50,26 @@ class MatrixUnits {
     }
   }
 
-  // sum[r][c] += rows[r] . window[c * row_step]
-  __device__ void multiply(Shared rows, Shared window) {
-    uint32_t b[kAcross][4];
+  // sum[r][c] += rows[r] . window[c * row_step], of their first `blocks` blocks of channels
+  __device__ void multiply(Shared rows, Shared window, int blocks) {
 #pragma unroll
-    for (int n = 0; n < kAcross; ++n) load_matrices(b[n], window, window_byte_ + n * row_step_ * (8 * kPitch));
+    for (int block = 0; block < kStepRows; ++block) {
+      if (block == blocks) break;
+      uint32_t b[kAcross][4];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+      for (int n = 0; n < kAcross; ++n) {
+        load_matrices(b[n], window, window_byte_ + n * row_step_ * (8 * kPitch) + block * kRowBytes);
+      }
 #pragma unroll
-      for (int m = 0; m < kDown; ++m) {
-        uint32_t a[4];
-        load_matrices(a, rows, (row_ + 16 * m + lane_ % 16) * kPitch + half * 32 + lane_ / 16 * 16);
+      for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int n = 0; n < kAcross; ++n) multiply_matrices<T>(sum_[m][n], a, b[n][2 * half], b[n][2 * half + 1]);
+        for (int m = 0; m < kDown; ++m) {
+          uint32_t a[4];
+          const int byte = block * kRowBytes + half * 32 + lane_ / 16 * 16;
+          load_matrices(a, rows, (row_ + 16 * m + lane_ % 16) * kPitch + byte);
+#pragma unroll
+          for (int n = 0; n < kAcross; ++n) multiply_matrices<T>(sum_[m][n], a, b[n][2 * half], b[n][2 * half + 1]);
+        }
       }
     }
   }
@@ -186,7 +193,7 @@ class FmaUnits {
   using Sum = T;
   static constexpr int kRows = kRows_, kCols = kCols_;
   static constexpr int kBlocksPerSm = kThreadRows * kThreadCols * sizeof(T) > 128 ? 1 : 2;
-  static constexpr int kPitch = kRowBytes + 16, kOuterPitch = kRowBytes + 16;
+  static constexpr int kPitch = kStepBytes + 16, kOuterPitch = kRowBytes + 16;
   static constexpr int kOuterPositions = 16;
   static constexpr int kScratchBytes = 0;
 
@@ -210,10 +217,10 @@ class FmaUnits {
     }
   }
 
-  __device__ void multiply(Shared rows, Shared window) {
+  __device__ void multiply(Shared rows, Shared window, int blocks) {
     // Not unrolled: a second set of operands would not fit into the registers.
 #pragma unroll 1
-    for (int chunk = 0; chunk < kRowBytes; chunk += 16) {
+    for (int chunk = 0; chunk < blocks * kRowBytes; chunk += 16) {
       Pack<T, kChunk> b[kThreadCols];
 #pragma unroll
       for (int j = 0; j < kThreadCols; ++j) {
