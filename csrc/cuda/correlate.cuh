@@ -20,9 +20,9 @@ struct Place {
 // The steps of a tile: for each block of channels its windows, for each window its taps. All of it changes by little
 // from step to step, so that a step costs few instructions beside its products.
 struct Step {
-  int channel_block = 0, window = 0;  // of the channel block
-  int tap = 0, taps_left = 0;         // of the tile; of the window, this one included
-  int slot = 0, window_byte = 0;      // in the ring of windows: the window's, and where the tap's first row is
+  int channel_block = 0;
+  int tap = 0, taps_left = 0;     // of the window, this one included
+  int slot = 0, window_byte = 0;  // in the ring of windows: the window's, and where the tap's first row is
 };
 
 template <class Units>
@@ -42,35 +42,44 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
   const ChunkCopy<T, kStepBytes> copy;
   const int chunk_channel = copy.chunk * copy.kNumbers;
 
-  for (int64_t block = block_index(); block < plan.blocks; block += block_count()) {
-    // There are no more blocks than results, and of these no 2^32 are computed at a time.
-    const auto row_tiles = static_cast<uint32_t>(plan.row_tiles), index = static_cast<uint32_t>(block);
-    const uint32_t tile = index / row_tiles, row_tile = index - tile * row_tiles;
+  struct Tile {
+    uint32_t row_tile, split, group, item;
+    int residue_index;
+    int64_t first_column;  // of one batch item where there are windows, of all of them otherwise
+  };
+  const auto tile_at = [&](uint32_t index) -> Tile {
+    const auto row_tiles = static_cast<uint32_t>(plan.row_tiles), column_tiles = static_cast<uint32_t>(plan.column_tiles);
+    Tile tile{};
     // Residues side by side: together they read each part of the signal, and write all of a sector of the result.
-    const uint32_t tile_group = tile / residues(c);
-    const int residue_index = static_cast<int>(tile - tile_group * residues(c));
-    const auto column_tiles = static_cast<uint32_t>(plan.column_tiles);
-    const uint32_t split_group = tile_group / column_tiles, column_tile = tile_group - split_group * column_tiles;
-    const auto groups = static_cast<uint32_t>(c.groups);
-    const uint32_t split = split_group / groups, group = split_group - split * groups;
-    const int first_block = static_cast<int>(plan.channel_blocks * split / c.splits);
-    const int channel_blocks = static_cast<int>(plan.channel_blocks * (split + 1) / c.splits) - first_block;
-    const Residue residue = residue_of(c, residue_index);
-
-    // The tile's columns: of one batch item where there are windows, of all of them otherwise.
+    const uint32_t residue_tile = index / row_tiles, split_tile = residue_tile / residues(c);
+    tile.row_tile = index - residue_tile * row_tiles;
+    tile.residue_index = static_cast<int>(residue_tile - split_tile * residues(c));
+    const uint32_t split_group = split_tile / column_tiles, column_tile = split_tile - split_group * column_tiles;
     const uint32_t item_tiles = in_windows ? column_tiles / static_cast<uint32_t>(c.batch) : 1;
-    const uint32_t item = in_windows ? column_tile / item_tiles : 0;
-    const int64_t first_column = int64_t{column_tile - item * item_tiles} * kCols;
-    const int64_t columns = in_windows ? residue.columns : c.batch * residue.columns;
-    if (first_column >= columns) continue;
+    tile.split = split_group / static_cast<uint32_t>(c.groups);
+    tile.group = split_group - tile.split * static_cast<uint32_t>(c.groups);
+    tile.item = in_windows ? column_tile / item_tiles : 0;
+    tile.first_column = int64_t{column_tile - tile.item * item_tiles} * kCols;
+    return tile;
+  };
+  const auto columns_of = [&](const Residue& residue) -> int64_t {
+    return in_windows ? residue.columns : c.batch * residue.columns;
+  };
 
+  // There are no more blocks than results, and of these no 2^32 are computed at a time.
+  for (int64_t block = block_index(); block < plan.blocks; block += block_count()) {
+    const auto index = static_cast<uint32_t>(block);
+    const auto [row_tile, split, group, item, residue_index, first_column] = tile_at(index);
+    const Residue residue = residue_of(c, residue_index);
+    if (first_column >= columns_of(residue)) continue;
+    const int first_block = static_cast<int>(int64_t{plan.channel_blocks} * split / c.splits);
+    const int channel_blocks = static_cast<int>(int64_t{plan.channel_blocks} * (split + 1) / c.splits) - first_block;
     const int64_t item_offset = item * view.batch + group * view.group;
-    const auto item_of = [&](int64_t column) -> int64_t { return in_windows ? item : column / residue.columns; };
     if (!in_windows) {
       for (int i = thread_index(); i < kCols; i += kThreads) {
         Place entry{-1, 0, 0};  // shows nothing
-        if (first_column + i < columns) {
-          const int64_t n = item_of(first_column + i);
+        if (first_column + i < columns_of(residue)) {
+          const int64_t n = (first_column + i) / residue.columns;
           entry.item = n * view.batch;
           entry.position = static_cast<int>(first_column + i - n * residue.columns) * residue.step + residue.first;
         }
@@ -81,12 +90,14 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     const int first_position = in_windows ? static_cast<int>(first_column) * residue.step + residue.first : 0;
 
     const int taps = residue.taps, windows = (taps + plan.tap_block - 1) / plan.tap_block;
-    const int fewest_taps = windows > 0 ? taps / windows : 0, longer_windows = taps - fewest_taps * windows;
+    // Of equal size, to within one: the first few have a tap more, up to there.
+    const int fewest_taps = windows > 0 ? taps / windows : 0;
+    const int end_of_longer = (taps - fewest_taps * windows) * (fewest_taps + 1);
     const int window_bytes = plan.window_rows * kPitch, tap_bytes = plan.row_distance * kPitch;
     // Weights of a tap beside those of the next, in numbers of their tiles.
-    const int64_t tap_tiles = residue.tap_step * plan.channel_blocks * plan.row_tiles;
-    const int64_t first_tile =
-        (group * c.kernel_size + residue.first_tap) * plan.channel_blocks * plan.row_tiles + row_tile;
+    const int tap_tiles = residue.tap_step * plan.channel_blocks * plan.row_tiles;
+    const int first_tile =
+        static_cast<int>((group * c.kernel_size + residue.first_tap) * plan.channel_blocks * plan.row_tiles + row_tile);
     constexpr int kTile = kRows * kChannels;
     const int weight_byte = copy.line * kPitch + copy.chunk * 16;
     const auto thread_weights = packed.from(copy.line * kChannels + chunk_channel);
@@ -123,9 +134,9 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     if (steps > 0) {
       Step ahead;
       ahead.channel_block = first_block;
-      ahead.taps_left = fewest_taps + (longer_windows > 0 ? 1 : 0);
+      ahead.taps_left = fewest_taps + (end_of_longer > 0 ? 1 : 0);
       bool begins = true;  // a window
-      auto weights = thread_weights.from((first_tile + first_block * plan.row_tiles) * kTile);
+      auto weights = thread_weights.from(int64_t{first_tile + first_block * plan.row_tiles} * kTile);
       int window_bytes_at[kAhead] = {};  // of this step and those ahead
 #pragma unroll 1
       for (int step = -kAhead; step < steps; ++step) {
@@ -149,17 +160,17 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
           begins = --ahead.taps_left == 0;
           if (begins) {
             if (++ahead.slot == plan.windows) ahead.slot = 0;
-            if (++ahead.window == windows) {
-              ahead.window = ahead.tap = 0;
+            if (ahead.tap == taps) {
+              ahead.tap = 0;
               ++ahead.channel_block;
             }
-            ahead.taps_left = fewest_taps + (ahead.window < longer_windows ? 1 : 0);
+            ahead.taps_left = fewest_taps + (ahead.tap < end_of_longer ? 1 : 0);
             ahead.window_byte = ahead.slot * window_bytes;
-            const int64_t tile = first_tile + ahead.tap * tap_tiles + ahead.channel_block * plan.row_tiles;
-            weights = thread_weights.from(tile * kTile);
+            const int tile = first_tile + ahead.tap * tap_tiles + ahead.channel_block * plan.row_tiles;
+            weights = thread_weights.from(int64_t{tile} * kTile);
           } else {
             ahead.window_byte += tap_bytes;
-            weights = weights.from(tap_tiles * kTile);
+            weights = weights.from(int64_t{tap_tiles} * kTile);
           }
         }
         commit_copies();
@@ -176,14 +187,16 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     }
 
     // Where the first row's result of a column is; -1: there is none.
-    const int row0 = static_cast<int>(row_tile) * kRows;
-    const int64_t first_row = group * c.rows + row0;
-    const auto place = [&](int column) -> int64_t {
-      if (first_column + column >= columns) return -1;
-      const int64_t n = item_of(first_column + column);
-      const int64_t q = first_column + column - (in_windows ? 0 : n * residue.columns);
-      return n * c.result.batch + (residue_index + q * column_step(c)) * c.result.position +
-             first_row * c.result.channel + split * c.split_step;
+    const Tile tile = tile_at(forget(index));
+    const int columns = residue_of(c, tile.residue_index).columns;
+    const int row0 = static_cast<int>(tile.row_tile) * kRows;
+    const int64_t first_row = tile.group * c.rows + row0;
+    const auto place = [&](int tile_column) -> int64_t {
+      const int64_t column = tile.first_column + tile_column;
+      if (column >= (in_windows ? columns : c.batch * columns)) return -1;
+      const int64_t n = in_windows ? tile.item : column / columns, q = in_windows ? column : column - n * columns;
+      return n * c.result.batch + (tile.residue_index + q * column_step(c)) * c.result.position +
+             first_row * c.result.channel + tile.split * c.split_step;
     };
     const auto row_step = static_cast<int>(c.result.channel);
     if (!c.accumulate && !c.negate && !c.result_is_sum && row_step == c.result.channel) {

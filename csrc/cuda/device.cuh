@@ -122,9 +122,12 @@ __device__ inline void wait_copies() {
 #endif
 }
 
-// Where what was loaded into a and b is first made use of: without this the compiler may wait for it earlier, to join
-// the two.
-__device__ inline void arrive(uint32_t& a, uint32_t& b) { asm volatile("" : "+r"(a), "+r"(b)); }
+// The value, of which the compiler no longer knows whence it comes: what was computed from it before is computed again
+// from the result, rather than kept in registers all the while.
+__device__ inline uint32_t forget(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 
 // Four matrices of 8 rows of 16 bytes. Lane l gives the place of row l % 8 of matrix l / 8, and gets of each matrix the
 // 4 bytes at row l / 4, column l % 4; transposed, of 16-bit numbers: those of rows 2 (l % 4) and one further, column

@@ -34,13 +34,23 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
   const int chunk_channel = copy.chunk * copy.kNumbers;
   const auto out_length = static_cast<uint32_t>(o.out_length);
 
+  struct Tile {
+    int row0, column_tile;
+    int64_t split, group;
+  };
+  const auto tile_at = [&](uint32_t index) -> Tile {
+    const auto row_tiles = static_cast<uint32_t>(plan.row_tiles), column_tiles = static_cast<uint32_t>(plan.column_tiles);
+    const uint32_t column = index / row_tiles, split_group = column / column_tiles;
+    const uint32_t split = split_group / static_cast<uint32_t>(o.groups);
+    return {
+        static_cast<int>(index - column * row_tiles) * kRows, static_cast<int>(column - split_group * column_tiles), split,
+        split_group - split * static_cast<uint32_t>(o.groups)};
+  };
+
+  // Each block has sums of its own, of which there are no 2^32.
   for (int64_t block = block_index(); block < plan.blocks; block += block_count()) {
-    int64_t rest = block / plan.row_tiles;
-    const int row0 = static_cast<int>(block - rest * plan.row_tiles) * kRows;
-    int64_t column_tile = rest;
-    rest /= plan.column_tiles;
-    column_tile -= rest * plan.column_tiles;
-    const int64_t split = rest / o.groups, group = rest - split * o.groups;
+    const auto index = static_cast<uint32_t>(block);
+    const auto [row0, column_tile, split, group] = tile_at(index);
     const int64_t first_step = plan.steps * split / plan.splits;
     const int steps = static_cast<int>(plan.steps * (split + 1) / plan.splits - first_step);
 
@@ -48,10 +58,10 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
       ColumnBlock entry{};
       if (in_windows) {
         const int tap_blocks = (o.kernel_size + kColBlocks - 1) / kColBlocks;
-        entry.channel_block = static_cast<int>(column_tile / tap_blocks);
-        entry.tap = static_cast<int>(column_tile % tap_blocks) * kColBlocks + thread_index();
+        entry.channel_block = column_tile / tap_blocks;
+        entry.tap = column_tile % tap_blocks * kColBlocks + thread_index();
       } else {
-        const int pair = static_cast<int>(column_tile) * kColBlocks + thread_index();
+        const int pair = column_tile * kColBlocks + thread_index();
         entry.channel_block = pair / o.kernel_size;
         entry.tap = pair % o.kernel_size;
       }
@@ -78,7 +88,6 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
     auto grad_row = grad.from(
         group * grad_view.group + n * grad_view.batch + first_row_block * grad_view.block +
         int64_t{t + o.first_column - grad_view.first} * grad_view.position + chunk_channel);
-    const int64_t to_next_row = grad_view.batch - int64_t{row_length} * grad_view.position;
     const auto copy_step = [&](int step) {
       const bool is_position = n < o.batch && t < o.out_length;
       const Shared grad_tile = grad_ring.from(step % kOuterStages * kGradRows * kPitch + copy.chunk * 16);
@@ -114,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
         t -= static_cast<int>(row_length);
         ++n;
         item = item.from(signal_view.batch);
-        grad_row = grad_row.from(to_next_row);
+        grad_row = grad_row.from(grad_view.batch - int64_t{row_length} * grad_view.position);
       }
     };
 
@@ -136,18 +145,24 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
 
     // [split][tap][output channel][channel]: neighbouring columns are neighbours, and mostly two to 8 or 16 bytes.
     using Sum = typename Units::Sum;
+    const Tile tile = tile_at(forget(index));
     const int64_t out_channels = o.groups * o.rows;
     const auto sums = partials.from(
-        (split * o.kernel_size * out_channels + group * o.rows + row0) * o.channels);
-    const int rows = o.rows - row0 < kRows ? static_cast<int>(o.rows) - row0 : kRows;
+        (tile.split * o.kernel_size * out_channels + tile.group * o.rows + tile.row0) * o.channels);
+    const int rows = o.rows - tile.row0 < kRows ? static_cast<int>(o.rows) - tile.row0 : kRows;
     const auto channels = static_cast<int>(o.channels);
+    const Shared offsets = grad_ring;  // of the columns; -1: there is none. The ring's numbers have been read.
+    constexpr int kOffsetBytes = sizeof(int64_t);
+    sync_block();
+    if (const int column = thread_index(); column < kCols) {
+      const ColumnBlock entry = column_block(column / kChannels);
+      const int channel = entry.channel_block * kChannels + column % kChannels;
+      const bool is_there = channel < channels && entry.tap < o.kernel_size;
+      offsets.store(column * kOffsetBytes, is_there ? entry.tap * out_channels * channels + channel : int64_t{-1});
+    }
+    sync_block();
     units.for_each_outer(
-        channels % 2 == 0,
-        [&](int column) -> int64_t {
-          const ColumnBlock entry = column_block(column / kChannels);
-          const int channel = entry.channel_block * kChannels + column % kChannels;
-          return channel < channels && entry.tap < o.kernel_size ? entry.tap * out_channels * channels + channel : -1;
-        },
+        channels % 2 == 0, [&](int column) { return offsets.load<int64_t>(column * kOffsetBytes); },
         [&](int row, int64_t at, Sum sum) {
           if (row >= rows || at < 0) return;
           at += int64_t{row} * channels;

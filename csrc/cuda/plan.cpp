@@ -2,6 +2,7 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 namespace conv1d_ext::cuda {
@@ -16,8 +17,10 @@ constexpr int64_t kChunkBytes = 32 << 20;
 constexpr double kWaste = 1.25;
 // Of Place and ColumnBlock.
 constexpr int kPlaceBytes = 16, kColumnBlockBytes = 16;
-// Blocks below which most GPUs are not full, and parts that are worth their sum.
-constexpr int64_t kFullBlocks = 264, kFewestSteps = 8;
+// Blocks below which most GPUs are not full.
+constexpr int64_t kFullBlocks = 2 * kMultiprocessors;
+// Parts of a sum that are worth adding up.
+constexpr int64_t kFewestSteps = 8;
 constexpr int64_t kPartialBytes = 64 << 20;
 constexpr int kWarps = kThreads / 32;
 
@@ -43,6 +46,23 @@ int64_t window_rows(int64_t columns, int64_t step, int64_t taps, int64_t distanc
   return (columns - 1) * step + (taps - 1) * distance + 1;
 }
 
+// As many splits as fill a GPU evenly: tiles * splits blocks come in rounds, of which the last one should be full. Each
+// has sums to store and to add up, 8 bytes of an H100's memory for the products of all positions: as long as 320 take.
+int64_t outer_splits(int64_t tiles, int64_t most, int64_t blocks_per_sm, int64_t positions) {
+  const int64_t slots = kMultiprocessors * blocks_per_sm;
+  int64_t best = 1;
+  double least = HUGE_VAL;
+  for (int64_t splits = 1; splits <= std::clamp<int64_t>(most, 1, ceil_div(4 * slots, tiles)); ++splits) {
+    const int64_t blocks = tiles * splits;
+    const double cost = double(ceil_div(blocks, slots) * slots) / double(blocks) + 320.0 * double(splits) / double(positions);
+    if (cost < least) {
+      least = cost;
+      best = splits;
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
 bool unfolds(int64_t channels, int64_t kernel_size, int element_bytes, Choice::Staging wish) {
@@ -53,7 +73,7 @@ bool unfolds(int64_t channels, int64_t kernel_size, int element_bytes, Choice::S
 }
 
 int channel_splits(const Correlation& c, int64_t taps, int element_bytes) {
-  constexpr int64_t kMultiprocessors = 132, kFewestBlocks = 4, kMostSplits = 32;
+  constexpr int64_t kFewestBlocks = 4, kMostSplits = 32;
   // A result's sum costs a split 8 bytes of memory, which should take no longer than half of its products or of the
   // signal that it reads: 960 products of matrix units take as long as 8 bytes of an H100's memory.
   constexpr int64_t kProducts = 960;
@@ -118,11 +138,11 @@ CorrelatePlan plan_correlation(
   plan.window_rows =
       static_cast<int>(in_windows ? window_rows(shape.cols, step, tap_block, plan.row_distance) : shape.cols);
 
-  plan.row_tiles = ceil_div(c.rows, shape.rows);
+  plan.row_tiles = static_cast<int>(ceil_div(c.rows, shape.rows));
   plan.column_tiles = in_windows ? c.batch * item_tiles : ceil_div(c.batch * columns, shape.cols);
-  plan.channel_blocks = ceil_div(c.channels, kStepBytes / shape.element_bytes);
+  plan.channel_blocks = static_cast<int>(ceil_div(c.channels, kStepBytes / shape.element_bytes));
   plan.packed_elements =
-      c.groups * c.kernel_size * plan.channel_blocks * plan.row_tiles * shape.rows * (kStepBytes / shape.element_bytes);
+      c.groups * c.kernel_size * plan.channel_blocks * plan.row_tiles * int64_t{shape.rows} * (kStepBytes / shape.element_bytes);
   plan.blocks = plan.row_tiles * plan.column_tiles * residues(c) * c.groups * c.splits;
   const int ring = kStages * shape.rows * shape.pitch + plan.windows * plan.window_rows * shape.pitch;
   plan.shared_bytes = shape.cols * kPlaceBytes + std::max(ring, shape.scratch_bytes);
@@ -156,10 +176,8 @@ OuterPlan plan_outer(const OuterProduct& o, const UnitsShape& shape, Choice::Sta
   const int64_t tiles = plan.row_tiles * plan.column_tiles * o.groups;
   const int64_t sum_bytes = std::max(shape.element_bytes, 4);
   const int64_t weights_bytes = o.groups * o.rows * o.channels * o.kernel_size * sum_bytes;
-  plan.splits = splits > 0 ? splits
-                           : std::clamp<int64_t>(
-                                 std::min(plan.steps / kFewestSteps, kPartialBytes / weights_bytes), 1,
-                                 ceil_div(kFullBlocks, tiles));
+  const int64_t most_splits = std::min(plan.steps / kFewestSteps, kPartialBytes / weights_bytes);
+  plan.splits = splits > 0 ? splits : outer_splits(tiles, most_splits, shape.blocks_per_sm, o.batch * o.out_length);
   plan.blocks = tiles * plan.splits;
   const int64_t grad_rows = ceil_div(shape.rows, row_channels) * positions;
   plan.shared_bytes = static_cast<int>(

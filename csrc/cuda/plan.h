@@ -11,6 +11,8 @@
 namespace conv1d_ext::cuda {
 
 constexpr int kThreads = 256;  // of every block
+// Of an H100. Plans do not ask for the device's own, since results must not depend on it.
+constexpr int64_t kMultiprocessors = 132;
 constexpr int kRowBytes = 64;                   // of the channels in a block, side by side at each position
 constexpr int kStepRows = 2;                    // blocks of channels that `correlate` reads in a step
 constexpr int kStepBytes = kStepRows * kRowBytes;
@@ -66,7 +68,7 @@ struct Correlation {
 
 // Sums of a tile, by the names of units.cuh.
 struct UnitsShape {
-  int rows, cols, pitch, outer_pitch, outer_positions, scratch_bytes, element_bytes;
+  int rows, cols, pitch, outer_pitch, outer_positions, scratch_bytes, element_bytes, blocks_per_sm;
 };
 
 enum class Staging {
@@ -78,7 +80,8 @@ struct CorrelatePlan {
   Staging staging;
   int tap_block, row_step, row_distance;  // rows from column to column, from tap to tap
   int windows, window_rows;
-  int64_t row_tiles, column_tiles, channel_blocks, packed_elements, blocks;
+  int row_tiles, channel_blocks;
+  int64_t column_tiles, packed_elements, blocks;
   int shared_bytes;
 };
 // shared_bytes: what the device has for a block.

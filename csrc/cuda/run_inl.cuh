@@ -50,7 +50,8 @@ UnitsShape shape_of() {
       Units::kOuterPitch,
       Units::kOuterPositions,
       Units::kScratchBytes,
-      int(sizeof(typename Units::Storage))};
+      int(sizeof(typename Units::Storage)),
+      Units::kBlocksPerSm};
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -176,7 +177,6 @@ PackedSignal packed_by(const SignalPacking& p, const Chunk& chunk, int row_chann
 
 // Where 32 rows would mostly be filled up with zeros.
 constexpr int64_t kFewChannels = 16;
-constexpr int64_t kMultiprocessors = 132;  // of an H100
 
 template <class Small, class Medium, class Large>
 class Runner {

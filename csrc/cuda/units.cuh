@@ -39,7 +39,7 @@ class MatrixUnits {
         row_(thread_index() / 32 / kWarpsAcross * kWarpRows),
         col_(thread_index() / 32 % kWarpsAcross * kWarpCols),
         row_step_(row_step),
-        window_byte_((col_ + lane_ % 8) * row_step * kPitch + lane_ / 8 * 16) {
+        window_byte_((col_ + lane_ / 16 * 8 + lane_ % 8) * row_step * kPitch + lane_ / 8 % 2 * 16) {
 #pragma unroll
     for (int m = 0; m < kDown; ++m) {
 #pragma unroll
@@ -55,20 +55,21 @@ class MatrixUnits {
 #pragma unroll
     for (int block = 0; block < kStepRows; ++block) {
       if (block == blocks) break;
-      uint32_t b[kAcross][4];
 #pragma unroll
-      for (int n = 0; n < kAcross; ++n) {
-        load_matrices(b[n], window, window_byte_ + n * row_step_ * (8 * kPitch) + block * kRowBytes);
-      }
+      for (int byte = block * kRowBytes; byte < (block + 1) * kRowBytes; byte += 32) {
+        uint32_t b[kAcross / 2][4];  // of two tiles of 8 columns each
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+        for (int n = 0; n < kAcross / 2; ++n) {
+          load_matrices(b[n], window, window_byte_ + n * row_step_ * (16 * kPitch) + byte);
+        }
 #pragma unroll
         for (int m = 0; m < kDown; ++m) {
           uint32_t a[4];
-          const int byte = block * kRowBytes + half * 32 + lane_ / 16 * 16;
-          load_matrices(a, rows, (row_ + 16 * m + lane_ % 16) * kPitch + byte);
+          load_matrices(a, rows, (row_ + 16 * m + lane_ % 16) * kPitch + byte + lane_ / 16 * 16);
 #pragma unroll
-          for (int n = 0; n < kAcross; ++n) multiply_matrices<T>(sum_[m][n], a, b[n][2 * half], b[n][2 * half + 1]);
+          for (int n = 0; n < kAcross; ++n) {
+            multiply_matrices<T>(sum_[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+          }
         }
       }
     }
@@ -102,26 +103,30 @@ class MatrixUnits {
         }
       }
     } else {
+      static_assert(kBlock == 16);
       const int g = lane_ / 4, i = lane_ % 4;
-#pragma unroll
+      grad = grad.from((row_ / kBlock * kOuterPositions + i) * kOuterPitch + g * 4);
+      window = window.from((col_ / kBlock * block_step + i * row_step_) * kOuterPitch + g * 4);
+#pragma unroll 1  // two sets of operands would not fit into the registers
       for (int p = 0; p < kOuterPositions; p += 8) {
         uint32_t b[kAcross][2];
 #pragma unroll
         for (int n = 0; n < kAcross; ++n) {
-          const int col = col_ + 8 * n + g, row = col / kBlock * block_step + (p + i) * row_step_;
-          b[n][0] = window.load<uint32_t>(row * kOuterPitch + col % kBlock * 4);
-          b[n][1] = window.load<uint32_t>((row + 4 * row_step_) * kOuterPitch + col % kBlock * 4);
+          const int byte = n / 2 * block_step * kOuterPitch + n % 2 * 32;
+          b[n][0] = window.load<uint32_t>(byte);
+          b[n][1] = window.load<uint32_t>(byte + 4 * row_step_ * kOuterPitch);
         }
 #pragma unroll
         for (int m = 0; m < kDown; ++m) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const int r = row_ + 16 * m + g + e % 2 * 8, row = r / kBlock * kOuterPositions + p + i + e / 2 * 4;
-            a[e] = grad.load<uint32_t>(row * kOuterPitch + r % kBlock * 4);
+            a[e] = grad.load<uint32_t>((m * kOuterPositions + e / 2 * 4) * kOuterPitch + e % 2 * 32);
           }
 #pragma unroll
           for (int n = 0; n < kAcross; ++n) multiply_matrices<T>(sum_[m][n], a, b[n][0], b[n][1]);
         }
+        grad = grad.from(8 * kOuterPitch);
+        window = window.from(8 * row_step_ * kOuterPitch);
       }
     }
   }

@@ -128,7 +128,7 @@ inline void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], uint32_t 
   }
 }
 
-inline void arrive(uint32_t&, uint32_t&) {}
+inline uint32_t forget(uint32_t value) { return value; }
 inline uint32_t float_to_bits(float value) { return std::bit_cast<uint32_t>(value); }
 inline float bits_to_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t round_to_tf32(uint32_t bits) { return emulator::round_to_tf32(bits); }
