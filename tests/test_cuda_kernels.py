@@ -257,14 +257,6 @@ def test_results_do_not_depend_on_the_device(case: Case, type: str) -> None:
         assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("type", ["float64", "float32"])
-def test_runs_on_sm_75(type: str, op: str) -> None:
-    for case in NONEMPTY[::6]:
-        for choice in (Choice(), Choice("matrix", "large")):
-            check(op, type, case, operands_of(type, case), device=Device(75, 64 << 10), choice=choice)
-
-
 @pytest.mark.parametrize("choice", [Choice(), *CHOICES], ids=str)
 @pytest.mark.parametrize(("op", "spoil"), [
     ("conv1d", "input"), ("conv1d", "weight"), ("conv1d_backward_input", "grad_output"),

@@ -58,19 +58,19 @@ bool allows_tf32() {
 
 // How numbers of a type are multiplied on the device; none where there are no kernels for it.
 std::optional<Type> arithmetic(at::ScalarType type, Device device) {
-  device.capability = newest_code(device.capability);  // old code has no tensor cores on new GPUs either
-  const auto served = [&](Type t) { return runs_on(t, device) ? std::optional(t) : std::nullopt; };
+  device.capability = newest_code(device.capability);  // old code runs on new GPUs, but knows nothing of them
+  if (!runs_on(device)) return std::nullopt;
   switch (type) {
     case at::kDouble:
     case at::kComplexDouble:
-      return served(Type::kFloat64);
+      return Type::kFloat64;
     case at::kFloat:
     case at::kComplexFloat:
-      return served(allows_tf32() && runs_on(Type::kTf32, device) ? Type::kTf32 : Type::kFloat32);
+      return allows_tf32() ? Type::kTf32 : Type::kFloat32;
     case at::kBFloat16:
-      return served(Type::kBFloat16);
+      return Type::kBFloat16;
     case at::kHalf:
-      return served(Type::kFloat16);
+      return Type::kFloat16;
     default:
       return std::nullopt;
   }

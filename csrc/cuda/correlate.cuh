@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
       const int first = first_position + at.tap * residue.distance - view.first;
       const auto copy_row = [&](int row, int64_t item_at, int position, bool shows) {
         const bool valid = shows && is_there && static_cast<unsigned>(position) < static_cast<unsigned>(view.length);
-        copy_async<16>(window, row * kPitch, from, valid ? item_at + int64_t{position} * view.position : 0, valid);
+        copy_async(window, row * kPitch, from, valid ? item_at + int64_t{position} * view.position : 0, valid);
       };
       if (in_windows) {
         const int rows = (kCols - 1) * plan.row_step + (at.taps_left - 1) * plan.row_distance + 1;
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
 #pragma unroll
           for (int row = 0; row < kRows; row += copy.kLines) {
             if (has_chunk && (kRows >= copy.kLines || copy.line < kRows)) {
-              copy_async<16>(to, row * kPitch, weights, row * kChannels, true);
+              copy_async(to, row * kPitch, weights, row * kChannels, true);
             }
           }
           if (begins && has_chunk) copy_window(ahead);

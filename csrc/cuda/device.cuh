@@ -12,6 +12,10 @@
 
 #include "problem.h"
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "the CUDA kernels need compute capability 8.0 or newer: see TORCH_CUDA_ARCH_LIST"
+#endif
+
 namespace conv1d_ext::cuda {
 
 using Stream = cudaStream_t;
@@ -88,38 +92,22 @@ __device__ inline void sync_warp() { __syncwarp(); }
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 __device__ inline double shuffle_xor(double value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 
-// Starts to copy kBytes (4, 8 or 16, both sides aligned to them) to shared memory; zeros, without reading anything,
-// where not `valid`. A thread's copies since its last commit_copies form a group. wait_copies waits for all but the
-// thread's last kPending groups; what other threads copied is there after a barrier besides.
-template <int kBytes, class T>
+// Starts to copy 16 bytes, aligned to them on both sides, to shared memory, past the L1 cache; zeros, without reading
+// anything, where not `valid`. A thread's copies since its last commit_copies form a group. wait_copies waits for all
+// but the thread's last kPending groups; what other threads copied is there after a barrier besides.
+template <class T>
 __device__ inline void copy_async(Shared to, int byte, Global<T> from, int64_t i, bool valid) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-#if __CUDA_ARCH__ >= 800
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to.data + byte));
-  const int bytes_read = valid ? kBytes : 0;
-  if constexpr (kBytes == 16) {  // past the L1 cache
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from.data + i), "r"(bytes_read)
-                 : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from.data + i), "n"(kBytes),
-                 "r"(bytes_read)
-                 : "memory");
-  }
-#else
-  using Bytes = Pack<uint32_t, kBytes / 4>;
-  to.store(byte, valid ? *reinterpret_cast<const Bytes*>(from.data + i) : Bytes{});
-#endif
+  const int bytes_read = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from.data + i), "r"(bytes_read)
+               : "memory");
 }
 __device__ inline void commit_copies() {
-#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
 }
 template <int kPending>
 __device__ inline void wait_copies() {
-#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-#endif
 }
 
 // The value, of which the compiler no longer knows whence it comes: what was computed from it before is computed again
@@ -152,18 +140,13 @@ __device__ inline void load_matrices_transposed(uint32_t (&result)[4], Shared fr
 //   sum  0: [g][2i]  1: [g][2i+1]  2: [g+8][2i]  3: [g+8][2i+1]
 //   a    0: [g][i]   1: [g+8][i]   2: [g][i+4]   3: [g+8][i+4]     in columns of 4 bytes
 //   b    0: [i][g]   1: [i+4][g]                                   in rows of 4 bytes
-// Devices older than sm_80 have none of them; the host does not launch kernels with them there.
 template <class T>
 __device__ inline void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
-#if __CUDA_ARCH__ >= 800
 #define CONV1D_EXT_MMA(instruction)                                                                               \
   asm volatile("mma.sync.aligned." instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
                : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                           \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-#else
-#define CONV1D_EXT_MMA(instruction) __trap()
-#endif
 template <>
 __device__ inline void multiply_matrices<BFloat16>(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   CONV1D_EXT_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
@@ -180,9 +163,7 @@ __device__ inline void multiply_matrices<Tf32>(float (&sum)[4], const uint32_t (
 
 // A float's bits rounded to TF32: to nearest, ties away from zero.
 __device__ inline uint32_t round_to_tf32(uint32_t bits) {
-#if __CUDA_ARCH__ >= 800
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(__uint_as_float(bits)));
-#endif
   return bits;
 }
 
@@ -205,12 +186,7 @@ __device__ inline T narrow(Wide x) {
   }
 }
 
-// For which every multiprocessor has room; some have more.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr int kThreadsPerSm = 1024;
-#else
-constexpr int kThreadsPerSm = 1536;
-#endif
+constexpr int kThreadsPerSm = 1536;  // for which every multiprocessor has room; some have more
 
 // Starts `kernel` on so many blocks (at most 2^31 - 1) of kThreads threads. What goes wrong is the runtime's last
 // error.

@@ -28,8 +28,8 @@ struct Device {
   int64_t most_blocks = INT32_MAX;  // of a launch
 };
 
-// Whether the device has what the kernels of this type need.
-bool runs_on(Type type, const Device& device);
+// Whether the device has what the kernels need.
+bool runs_on(const Device& device);
 
 // Whether the problem's positions fit into the kernels' 32 bits; sizes and offsets of tensors have 64.
 bool fits(const Conv1dProblem& problem);

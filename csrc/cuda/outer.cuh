@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
       for (int i = 0; i < kRowBlocks; i += kBlockStep) {
         if (first_block + i >= kRowBlocks) break;
         const bool valid = is_position && (first_row_block + i) * kChannels + chunk_channel < grad_view.channels;
-        copy_async<16>(
+        copy_async(
             grad_tile, ((first_block + i) * kPositions + position) * kPitch, grad_row,
             valid ? i * grad_view.block : 0, valid);
       }
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
         const bool valid = shows && static_cast<unsigned>(at) < static_cast<unsigned>(signal_view.length) &&
                            column.channel_block * kChannels + chunk_channel < signal_view.channels;
         const int64_t from = column.offset + int64_t{at} * signal_view.position;
-        copy_async<16>(window, row * kPitch, item, valid ? from : 0, valid);
+        copy_async(window, row * kPitch, item, valid ? from : 0, valid);
       };
       if (in_windows) {
         const ColumnBlock first = column_block(0);

@@ -97,7 +97,7 @@ __device__ inline void copy_weights(
     const int64_t at = o * outer_step + place * inner_step + tap * plan.view.tap;
     const int byte = o * plan.pitch + in_run * int(sizeof(T));
     if constexpr (kWidth > 1) {
-      copy_async<16>(tile, byte, weight, at, true);
+      copy_async(tile, byte, weight, at, true);
     } else {
       tile.store<T>(byte, weight.load(at));
     }
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, kPackingBlocksPerSm) pack_weights(
 
     if (filled_rows < rows || filled_channels < kChannels) {
       for (int byte = thread_index() * 16; byte < plan.shared_bytes; byte += kThreads * 16) {
-        copy_async<16>(tile, byte, weight, 0, false);
+        copy_async(tile, byte, weight, 0, false);
       }
       commit_copies();
       wait_copies<0>();

@@ -154,7 +154,7 @@ __global__ void sum_stages(Data data) {
   const auto start_copy = [&](int64_t stage) {
     const int64_t from = stage * 256 + 4 * i;
     const bool valid = kFault == kTail || from + 4 <= data.inputs;
-    if (stage < stages) copy_async<16>(shared, (stage % 2 * 64 + i) * 16, data.input, from, valid);
+    if (stage < stages) copy_async(shared, (stage % 2 * 64 + i) * 16, data.input, from, valid);
     if (kFault != kNoCommit) commit_copies();
   };
   float sum = 0;

@@ -95,10 +95,9 @@ inline double shuffle_xor(double value, int mask) {
   return lane.result;
 }
 
-template <int kBytes, class T>
+template <class T>
 inline void copy_async(Shared to, int byte, Global<T> from, int64_t i, bool valid) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  emulator::start_copy(to.start + byte, from.address(i), kBytes, valid);
+  emulator::start_copy(to.start + byte, from.address(i), 16, valid);
 }
 inline void commit_copies() { emulator::commit_copies(); }
 template <int kPending>
