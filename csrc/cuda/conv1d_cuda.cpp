@@ -132,7 +132,9 @@ std::optional<Target> find_target(const at::Tensor& a, const at::Tensor& b) {
         CONV1D_EXT_CUDA_ARCHITECTURES, ", do not run there");
     return std::nullopt;
   }
-  return Target{*type, device};
+  Target target{*type, device};
+  target.device.capability = newest_code(device.capability);
+  return target;
 }
 
 // The workspace is given back while the kernels are still to run: to the same stream, whose next user comes after them.

@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     const Correlation c, const CorrelatePlan plan, const PackedSignal view,
     const Global<const typename Units::Storage> signal, const Global<const typename Units::Storage> packed,
     const Global<const typename Units::Storage> bias, const Global<typename Units::Storage> result) {
+  wait_for_earlier_kernels();
   using T = typename Units::Storage;
   constexpr int kRows = Units::kRows, kCols = Units::kCols, kPitch = Units::kPitch;
   constexpr int kChannels = kStepChannels<T>, kAhead = kStages - 1;

@@ -18,7 +18,10 @@
 
 namespace conv1d_ext::cuda {
 
-using Stream = cudaStream_t;
+struct Stream {
+  cudaStream_t handle;
+  bool starts_early;  // kernels, beside the last blocks of the one before
+};
 
 struct Tf32 {  // a float of which the matrix units read 10 bits of mantissa
   float value;
@@ -87,6 +90,15 @@ __device__ inline int64_t block_count() { return gridDim.x; }
 // Barriers: for all threads of the block, for the 32 of a warp.
 __device__ inline void sync_block() { __syncthreads(); }
 __device__ inline void sync_warp() { __syncwarp(); }
+
+// What every kernel begins with: where `launch` has let it start early, beside the last blocks of the kernel before, it
+// waits here until that has ended and its results are in memory.
+__device__ inline void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // The value of the lane whose number differs in the bits of `mask`; called by all lanes.
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
@@ -188,16 +200,25 @@ __device__ inline T narrow(Wide x) {
 
 constexpr int kThreadsPerSm = 1536;  // for which every multiprocessor has room; some have more
 
-// Starts `kernel` on so many blocks (at most 2^31 - 1) of kThreads threads. What goes wrong is the runtime's last
-// error.
+// Starts `kernel` on so many blocks (at most 2^31 - 1) of kThreads threads. What goes wrong is the runtime's last error.
 template <int kThreads, class... Params, class... Args>
-void launch(void (*kernel)(Params...), int64_t blocks, int shared_bytes, Stream stream, const Args&... args) {
+void launch(void (*kernel)(Params...), int64_t blocks, int shared_bytes, const Stream& stream, const Args&... args) {
   if (blocks == 0) return;
   constexpr int kWithoutAsking = 48 << 10;
   if (shared_bytes > kWithoutAsking) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   }
-  kernel<<<static_cast<unsigned>(blocks), kThreads, shared_bytes, stream>>>(args...);
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream.handle;
+  config.attrs = &early;
+  config.numAttrs = stream.starts_early ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, Params(args)...);
 }
 
 }  // namespace conv1d_ext::cuda

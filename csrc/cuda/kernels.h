@@ -23,7 +23,7 @@ enum class Type {
 };
 
 struct Device {
-  int capability;                   // 10 * major + minor
+  int capability;                   // 10 * major + minor, of the code that runs there: no newer than the device
   int64_t shared_bytes;             // that a block may have, when it asks for them
   int64_t most_blocks = INT32_MAX;  // of a launch
 };

@@ -225,6 +225,7 @@ template <class T, class Sum, bool kSlides>
 __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum, kSlides>) correlate_narrow(
     const Correlation c, const NarrowPlan plan, const WeightView view, const Global<const T> signal,
     const Global<const T> weight, const Global<const T> bias, const Global<T> result) {
+  wait_for_earlier_kernels();
   constexpr int kSize = int(sizeof(Sum)), kNumbers = kSlideWindow + kSlideTaps;
   const int lane = lane_index(), warp = warp_index();
   const Shared window = shared_memory().from(warp * kNumbers * kSize);
@@ -373,6 +374,7 @@ __global__ void __launch_bounds__(kThreads, kNarrowBlocksPerSm<Sum>) multiply_ou
     const OuterProduct o, const NarrowOuterPlan plan, const Global<const T> grad, const Global<const T> signal,
     const Global<Sum> partials, const WeightStrides strides, const bool accumulate, const bool negate,
     const Global<T> result) {
+  wait_for_earlier_kernels();
   constexpr int kSize = int(sizeof(Sum));
   const int lane = lane_index(), warp = warp_index();
   const int row_in_block = warp / plan.row_warps, warp_of_row = warp - row_in_block * plan.row_warps;

@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
     const OuterProduct o, const OuterPlan plan, const PackedSignal grad_view, const PackedSignal signal_view,
     const Global<const typename Units::Storage> grad, const Global<const typename Units::Storage> signal,
     const bool adds, const Global<typename Units::Sum> partials) {
+  wait_for_earlier_kernels();
   using T = typename Units::Storage;
   constexpr int kRows = Units::kRows, kCols = Units::kCols, kPitch = Units::kOuterPitch;
   constexpr int kPositions = Units::kOuterPositions, kChannels = kRowChannels<T>;

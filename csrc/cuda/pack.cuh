@@ -112,6 +112,7 @@ template <class Units>
 __global__ void __launch_bounds__(kThreads, kPackingBlocksPerSm) pack_weights(
     const PackPlan plan, const Global<const typename Units::Storage> weight,
     const Global<typename Units::Storage> packed) {
+  wait_for_earlier_kernels();
   using T = typename Units::Storage;
   constexpr int kChannels = kStepChannels<T>, kSize = sizeof(T), kVector = 16 / kSize;
   const Shared tile = shared_memory();

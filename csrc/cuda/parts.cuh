@@ -30,6 +30,7 @@ template <class T, class Sum>
 __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) add_channels(
     const Correlation c, const int splits, const int64_t split_step, const Global<const Sum> partials,
     const Global<const T> bias, const Global<T> result) {
+  wait_for_earlier_kernels();
   for_each_result(c, [&](int64_t row, int position) {
     auto from = partials.from(row * c.result_length + position);
     Sum sum = 0;
@@ -46,6 +47,7 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) add_channels(
 template <class T, class Sum>
 __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm)
     add_taps(const Correlation c, const Global<const Sum> products, const Global<T> result) {
+  wait_for_earlier_kernels();
   const int length = c.signal.length;
   for_each_result(c, [&](int64_t row, int position) {
     const int column = position / c.stride;

@@ -38,6 +38,7 @@ struct PositionsPlan {
 template <class T, class Sum, Neighbours kNeighbours>
 __global__ void __launch_bounds__(kThreads, kNeighbours == Neighbours::kChannels ? 2 : kPlainBlocksPerSm)
     sum_positions(const PositionsPlan plan, const Global<const T> grad, const Global<Sum> partials) {
+  wait_for_earlier_kernels();
   constexpr int kChunk = 16 / int(sizeof(T)), kChannels = kNeighbours == Neighbours::kChannels ? kChunk : 1;
   const int64_t chunks = plan.batch * plan.row_chunks, chunk_step = kChunk * plan.strides.position;
   // From a thread's chunk to its next one.
@@ -113,6 +114,7 @@ template <class T, class Sum, int kWidth>
 __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) sum_partials(
     const int64_t count, const SumLayout layout, const bool in_order, const int splits, const int parts, const bool accumulate, const bool negate,
     const Global<const Sum> partials, const Global<T> result) {
+  wait_for_earlier_kernels();
   using Sums = Pack<Sum, kWidth>;
   constexpr int kSumsBytes = sizeof(Sums), kAtOnce = 8;  // splits whose loads are on their way
   const int64_t step = parts * count;
@@ -184,6 +186,7 @@ template <class T, class Sum>
 __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) fold_padding(
     const int64_t batch, const int64_t channels, const Signal input, const bool accumulate, const bool negate,
     const Global<const Sum> padded, const Global<T> result) {
+  wait_for_earlier_kernels();
   const int length = input.length, left = input.padding_left, right = input.padding_right;
   const int row_parts = (length + kFoldPositions - 1) / kFoldPositions, widest = left > right ? left : right;
   for (int64_t i = block_index() * kWarps + thread_index() / 32; i < batch * channels * row_parts;

@@ -184,8 +184,12 @@ class Runner {
   using Sum = typename Large::Sum;
 
  public:
-  Runner(const Device& device, const Choice& choice, void* workspace, Stream stream)
-      : device_(device), choice_(choice), launches_(workspace != nullptr), workspace_(workspace), stream_(stream) {}
+  Runner(const Device& device, const Choice& choice, void* workspace, CUstream_st* stream)
+      : device_(device),
+        choice_(choice),
+        launches_(workspace != nullptr),
+        workspace_(workspace),
+        stream_{stream, device.capability >= 90} {}  // older code does not wait for the kernel before
 
   // Each launches its kernels if there is a workspace, and counts how large it has to be.
   int64_t correlate_with(Op op, const Conv1dProblem& p, const Pointers& pointers) {
@@ -294,6 +298,16 @@ class Runner {
 
   // Blocks take more than one part of the work where there are more parts than a launch may have blocks.
   int64_t grid(int64_t parts) const { return std::min(parts, device_.most_blocks); }
+
+  // Blocks that start early go to the multiprocessors that are free first, two to one of them and none to another, which
+  // evens out only where there are more blocks than room for them.
+  template <class Units>
+  Stream stream_for(int64_t blocks) const {
+    constexpr bool kHasFmaUnits = std::is_same_v<typename Large::Number, Sum>;
+    Stream stream = stream_;
+    stream.starts_early &= !kHasFmaUnits && blocks > kMultiprocessors * Units::kBlocksPerSm;
+    return stream;
+  }
 
   // Where 32 rows would mostly be filled up with zeros, for which only matrix units have the arithmetic to spare.
   bool takes_narrow(int64_t rows, int64_t channels) const {
@@ -536,7 +550,7 @@ class Runner {
       const CorrelatePlan plan = plan_of(part);
       void* to = result_at(c, result, packer.result_offset(chunk));
       launch<kThreads>(
-          correlate<Units>, grid(plan.blocks), plan.shared_bytes, stream_, part, plan, signal_view, signal,
+          correlate<Units>, grid(plan.blocks), plan.shared_bytes, stream_for<Units>(plan.blocks), part, plan, signal_view, signal,
           global<const T>(packed), global<const T>(bias), global<T>(to));
     }
   }
@@ -558,7 +572,7 @@ class Runner {
         part.first_column = to_int(chunk.first_column);
         const OuterPlan plan = plan_outer(part, shape_of<Units>(), choice_.staging, splits);
         launch<kThreads>(
-            multiply_outer<Units>, grid(plan.blocks), plan.shared_bytes, stream_, part, plan, grad_view, input_view,
+            multiply_outer<Units>, grid(plan.blocks), plan.shared_bytes, stream_for<Units>(plan.blocks), part, plan, grad_view, input_view,
             grads, inputs, &chunk != &chunks[0], partials);
       }
     }
@@ -603,8 +617,8 @@ class Runner {
 
 template <class Small, class Medium, class Large>
 int64_t run_with(
-    Op op, const Conv1dProblem& problem, const Device& device, const Pointers& pointers, void* workspace, Stream stream,
-    const Choice& choice) {
+    Op op, const Conv1dProblem& problem, const Device& device, const Pointers& pointers, void* workspace,
+    CUstream_st* stream, const Choice& choice) {
   Runner<Small, Medium, Large> runner(device, choice, workspace, stream);
   if (op == Op::kBackwardWeight) return runner.backward_weight(problem, pointers);
   if (op == Op::kBackwardBias) return runner.backward_bias(problem, pointers);

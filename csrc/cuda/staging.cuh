@@ -55,6 +55,7 @@ constexpr int kPackedRows = 16 * kWarps;  // of a block of pack_signal
 template <class Number, class T>
 __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_signal(
     const SignalPacking p, const Signal signal, const Global<const T> from, const Global<T> packed) {
+  wait_for_earlier_kernels();
   constexpr int kCount = 16 / int(sizeof(T));
   const uint32_t row_tiles = (p.rows + kPackedRows - 1) / kPackedRows;
   const int64_t tiles = p.items * p.groups * p.blocks * row_tiles;
@@ -71,16 +72,18 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_signal(
         from.from(n * signal.strides.batch + int64_t{group} * p.channels * signal.strides.channel);
     const auto to = packed.from((int64_t{slab} * p.rows + row) * kRowChannels<T>);
     const int position = p.first + row * p.step;
+    constexpr int kPairs = kRowBytes / 32;
+    const auto first_of = [&](int pair) { return (2 * pair + thread_index() % 32 / 16) * kCount; };
+    Pack<T, kCount> chunks[kPairs] = {};  // all of them are on their way before the first is waited for
 #pragma unroll
-    for (int pair = 0; pair < kRowBytes / 32; ++pair) {
-      const int first = (2 * pair + thread_index() % 32 / 16) * kCount, both = block * kRowChannels<T> + first;
+    for (int pair = 0; pair < kPairs; ++pair) {
+      const int both = block * kRowChannels<T> + first_of(pair);
       int channel = both / p.taps, tap = both - channel * p.taps;
       int64_t shown = shown_at(signal, position + tap * p.distance);
-      Pack<T, kCount> chunk{};
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
         if (channel < p.channels && shown >= 0) {
-          chunk.at[e] = rounded<Number>(source.load(channel * signal.strides.channel + shown));
+          chunks[pair].at[e] = source.load(channel * signal.strides.channel + shown);
         }
         if (++tap == p.taps) {
           tap = 0;
@@ -88,7 +91,12 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_signal(
         }
         if (p.taps > 1) shown = shown_at(signal, position + tap * p.distance);
       }
-      to.store_pack(first, chunk);
+    }
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) chunks[pair].at[e] = rounded<Number>(chunks[pair].at[e]);
+      to.store_pack(first_of(pair), chunks[pair]);
     }
   }
 }

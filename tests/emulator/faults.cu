@@ -247,16 +247,16 @@ using Start = void (*)(const Data&);
 
 template <int kThreads, auto kernel, int kSharedBytes = 256>
 void start(const Data& data) {
-  launch<kThreads>(kernel, (data.results + 63) / 64, kSharedBytes, nullptr, data);
+  launch<kThreads>(kernel, (data.results + 63) / 64, kSharedBytes, Stream{}, data);
 }
 template <auto kernel>
 void start_product(const Data& data) {
   const int columns = static_cast<int>(data.results / 16), depth = static_cast<int>(data.inputs / (16 + columns));
-  launch<64>(kernel, 1, 40000, nullptr, data, depth);
+  launch<64>(kernel, 1, 40000, Stream{}, data, depth);
 }
 template <CopyFault kFault>
 void start_copies(const Data& data) {
-  launch<64>(sum_stages<kFault>, 1, 2048, nullptr, data);
+  launch<64>(sum_stages<kFault>, 1, 2048, Stream{}, data);
 }
 
 const std::map<std::string, Start> kKernels = {
@@ -315,12 +315,12 @@ const std::map<std::string, Start> kKernels = {
     {"multiply BFloat16 transposed", start_product<multiply<BFloat16, true>>},
     {"multiply Float16 transposed", start_product<multiply<Float16, true>>},
     {"multiply Float16, fragments exchanged", start_product<multiply<Float16, false, 1>>},
-    {"sum_warp", [](const Data& data) { launch<32>(sum_warp, 1, 0, nullptr, data); }},
+    {"sum_warp", [](const Data& data) { launch<32>(sum_warp, 1, 0, Stream{}, data); }},
     {"convert BFloat16", start<64, convert<BFloat16>>},
     {"convert Float16", start<64, convert<Float16>>},
     {"convert Tf32", start<64, convert<Tf32>>},
-    {"too many blocks", [](const Data& data) { launch<32>(fill, int64_t{1} << 31, 0, nullptr, data); }},
-    {"too much shared memory", [](const Data& data) { launch<32>(fill, 1, 101377, nullptr, data); }},
+    {"too many blocks", [](const Data& data) { launch<32>(fill, int64_t{1} << 31, 0, Stream{}, data); }},
+    {"too much shared memory", [](const Data& data) { launch<32>(fill, 1, 101377, Stream{}, data); }},
 };
 
 }  // namespace

@@ -20,7 +20,10 @@ struct CUstream_st;
 
 namespace conv1d_ext::cuda {
 
-using Stream = CUstream_st*;
+struct Stream {
+  CUstream_st* handle;
+  bool starts_early;
+};
 
 struct Tf32 {
   float value;
@@ -83,6 +86,8 @@ inline int64_t block_count() { return emulator::machine.blocks; }
 
 inline void sync_block() { emulator::meet(emulator::sync_block); }
 inline void sync_warp() { emulator::meet(emulator::sync_warp); }
+
+inline void wait_for_earlier_kernels() {}
 
 inline float shuffle_xor(float value, int mask) {
   emulator::Shuffle<float> lane{value, 0, mask};
@@ -150,7 +155,7 @@ inline T narrow(Wide x) {
 constexpr int kThreadsPerSm = 1536;
 
 template <int kThreads, class... Params, class... Args>
-void launch(void (*kernel)(Params...), int64_t blocks, int shared_bytes, Stream, const Args&... args) {
+void launch(void (*kernel)(Params...), int64_t blocks, int shared_bytes, const Stream&, const Args&... args) {
   static_assert(kThreads > 0 && kThreads % emulator::kWarp == 0 && kThreads <= emulator::kMostThreads);
   static_assert((sizeof(Params) + ... + 0) <= 4096, "more parameters than a kernel may have");
   if (blocks == 0) return;
