@@ -287,20 +287,20 @@ FAULTS = {
         "is under way", "conv1d_backward_weight", "float32",
     ),
     "off by one at a tail": (
-        "correlate.cuh", "if (at < 0 || row0 + row >= c.rows) return;", "if (at < 0 || row0 + row > c.rows) return;",
+        "correlate.cuh", "if (at < 0 || row >= rows) return;", "if (at < 0 || row > rows) return;",
         "writes what block|global memory out of bounds", "conv1d", "float16",
     ),
     "channels beyond the last": (
-        "correlate.cuh", "if (channel >= channels) return {-1, 0};", "",
+        "staging.cuh", "if (channel < p.channels && shown >= 0) {", "if (shown >= 0) {",
         "reads 2 bytes of global memory out of bounds", "conv1d", "float16",
     ),
     "window too small": (
-        "plan.cpp", "plan.window_rows = static_cast<int>(windows ? rows :",
-        "plan.window_rows = static_cast<int>(windows ? rows - 1 :",
+        "plan.cpp", "plan.window_rows = static_cast<int>(in_windows ? rows :",
+        "plan.window_rows = static_cast<int>(in_windows ? rows - 1 :",
         "reads shared memory|loads matrices from|copy", "conv1d_backward_weight", "float16",
     ),
     "fragments exchanged": (
-        "units.cuh", "b[n][2 * half], b[n][2 * half + 1]);", "b[n][2 * half + 1], b[n][2 * half]);",
+        "units.cuh", "b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);", "b[n / 2][n % 2 * 2 + 1], b[n / 2][n % 2 * 2]);",
         "Tensor-likes are not close", "conv1d", "float16",
     ),
 }  # fmt: skip

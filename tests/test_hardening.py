@@ -67,6 +67,12 @@ def test_imports_nothing_that_reaches_outside() -> None:
     assert not list(filter(FORBIDDEN.fullmatch, imported))
 
 
+def test_never_ends_the_process() -> None:
+    """Nor does nvcc make it: of a device's function that host code calls it makes a call of exit."""
+    _, imported = symbols(_C.__file__)
+    assert not {"exit", "_exit", "quick_exit"} & imported
+
+
 def test_reads_no_environment_variable_but_the_documented_one() -> None:
     reading = r"(getenv\(|environ\b(?!ment)\S*?[(\[])\W*(\w*)"
     sources = [*ROOT.glob("csrc/**/*.cpp"), *ROOT.glob("csrc/**/*.h"), *ROOT.glob("conv1d_ext/*.py")]

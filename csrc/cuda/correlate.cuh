@@ -49,7 +49,8 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
     int64_t first_column;  // of one batch item where there are windows, of all of them otherwise
   };
   const auto tile_at = [&](uint32_t index) -> Tile {
-    const auto row_tiles = static_cast<uint32_t>(plan.row_tiles), column_tiles = static_cast<uint32_t>(plan.column_tiles);
+    const auto row_tiles = static_cast<uint32_t>(plan.row_tiles),
+               column_tiles = static_cast<uint32_t>(plan.column_tiles);
     Tile tile{};
     // Residues side by side: together they read each part of the signal, and write all of a sector of the result.
     const uint32_t residue_tile = index / row_tiles, split_tile = residue_tile / residues(c);
@@ -147,8 +148,7 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) correlate(
         }
         const int ahead_byte = ahead.window_byte;
         if (step + kAhead < steps) {
-          const bool has_chunk =
-              step + kAhead < first_of_last || copy.chunk * 16 < last_blocks * kRowBytes;
+          const bool has_chunk = step + kAhead < first_of_last || copy.chunk * 16 < last_blocks * kRowBytes;
           const Shared to = weight_ring.from((step + kAhead) % kStages * kRows * kPitch + weight_byte);
 #pragma unroll
           for (int row = 0; row < kRows; row += copy.kLines) {

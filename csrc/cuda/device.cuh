@@ -114,9 +114,7 @@ __device__ inline void copy_async(Shared to, int byte, Global<T> from, int64_t i
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from.data + i), "r"(bytes_read)
                : "memory");
 }
-__device__ inline void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -200,7 +198,8 @@ __device__ inline T narrow(Wide x) {
 
 constexpr int kThreadsPerSm = 1536;  // for which every multiprocessor has room; some have more
 
-// Starts `kernel` on so many blocks (at most 2^31 - 1) of kThreads threads. What goes wrong is the runtime's last error.
+// Starts `kernel` on so many blocks (at most 2^31 - 1) of kThreads threads. What goes wrong is the runtime's last
+// error.
 template <int kThreads, class... Params, class... Args>
 void launch(void (*kernel)(Params...), int64_t blocks, int shared_bytes, const Stream& stream, const Args&... args) {
   if (blocks == 0) return;

@@ -13,7 +13,9 @@ namespace conv1d_ext::cuda {
 // 16-bit numbers for each multiprocessor, 1.8 TB/s for the 132 of an H100 if memory takes 600 ns to answer. As much is
 // written meanwhile.
 template <class Sum, bool kSlides = false>
-constexpr int kNarrowBlocksPerSm = sizeof(Sum) == sizeof(double) ? 2 : kSlides ? 3 : 4;
+constexpr int kNarrowBlocksPerSm = sizeof(Sum) == sizeof(double) ? 2
+                                   : kSlides                     ? 3
+                                                                 : 4;
 constexpr int kNarrowTile = 32 * kNarrowOutputs;
 
 __device__ inline int64_t quotient(int64_t n, const Divisor& divisor) {

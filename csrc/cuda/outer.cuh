@@ -40,12 +40,13 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
     int64_t split, group;
   };
   const auto tile_at = [&](uint32_t index) -> Tile {
-    const auto row_tiles = static_cast<uint32_t>(plan.row_tiles), column_tiles = static_cast<uint32_t>(plan.column_tiles);
+    const auto row_tiles = static_cast<uint32_t>(plan.row_tiles),
+               column_tiles = static_cast<uint32_t>(plan.column_tiles);
     const uint32_t column = index / row_tiles, split_group = column / column_tiles;
     const uint32_t split = split_group / static_cast<uint32_t>(o.groups);
     return {
-        static_cast<int>(index - column * row_tiles) * kRows, static_cast<int>(column - split_group * column_tiles), split,
-        split_group - split * static_cast<uint32_t>(o.groups)};
+        static_cast<int>(index - column * row_tiles) * kRows, static_cast<int>(column - split_group * column_tiles),
+        split, split_group - split * static_cast<uint32_t>(o.groups)};
   };
 
   // Each block has sums of its own, of which there are no 2^32.
@@ -97,8 +98,8 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
         if (first_block + i >= kRowBlocks) break;
         const bool valid = is_position && (first_row_block + i) * kChannels + chunk_channel < grad_view.channels;
         copy_async(
-            grad_tile, ((first_block + i) * kPositions + position) * kPitch, grad_row,
-            valid ? i * grad_view.block : 0, valid);
+            grad_tile, ((first_block + i) * kPositions + position) * kPitch, grad_row, valid ? i * grad_view.block : 0,
+            valid);
       }
       const Shared window = window_ring.from(step % kOuterStages * window_bytes + copy.chunk * 16);
       const auto copy_row = [&](int row, const ColumnBlock& column, int at, bool shows) {
@@ -139,8 +140,8 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
       commit_copies();
       if (step >= 0) {
         units.multiply_outer(
-            grad_ring.from(step % kOuterStages * kGradRows * kPitch), window_ring.from(step % kOuterStages * window_bytes),
-            plan.block_step);
+            grad_ring.from(step % kOuterStages * kGradRows * kPitch),
+            window_ring.from(step % kOuterStages * window_bytes), plan.block_step);
       }
     }
 
@@ -148,8 +149,8 @@ __global__ void __launch_bounds__(kThreads, Units::kBlocksPerSm) multiply_outer(
     using Sum = typename Units::Sum;
     const Tile tile = tile_at(forget(index));
     const int64_t out_channels = o.groups * o.rows;
-    const auto sums = partials.from(
-        (tile.split * o.kernel_size * out_channels + tile.group * o.rows + tile.row0) * o.channels);
+    const auto sums =
+        partials.from((tile.split * o.kernel_size * out_channels + tile.group * o.rows + tile.row0) * o.channels);
     const int rows = o.rows - tile.row0 < kRows ? static_cast<int>(o.rows) - tile.row0 : kRows;
     const auto channels = static_cast<int>(o.channels);
     const Shared offsets = grad_ring;  // of the columns; -1: there is none. The ring's numbers have been read.

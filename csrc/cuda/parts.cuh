@@ -9,7 +9,8 @@ namespace conv1d_ext::cuda {
 // A thread's result: its row among those of all batch items, and its position. Calls `use` for all of the results.
 template <class Use>
 __device__ inline void for_each_result(const Correlation& c, const Use& use) {
-  const int64_t row_parts = (c.result_length + kThreads - 1) / kThreads, parts = c.batch * c.groups * c.rows * row_parts;
+  const int64_t row_parts = (c.result_length + kThreads - 1) / kThreads,
+                parts = c.batch * c.groups * c.rows * row_parts;
   for (int64_t part = block_index(); part < parts; part += block_count()) {
     const int64_t row = part / row_parts;
     const int position = static_cast<int>(part - row * row_parts) * kThreads + thread_index();

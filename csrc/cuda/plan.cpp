@@ -54,7 +54,8 @@ int64_t outer_splits(int64_t tiles, int64_t most, int64_t blocks_per_sm, int64_t
   double least = HUGE_VAL;
   for (int64_t splits = 1; splits <= std::clamp<int64_t>(most, 1, ceil_div(4 * slots, tiles)); ++splits) {
     const int64_t blocks = tiles * splits;
-    const double cost = double(ceil_div(blocks, slots) * slots) / double(blocks) + 320.0 * double(splits) / double(positions);
+    const double cost =
+        double(ceil_div(blocks, slots) * slots) / double(blocks) + 320.0 * double(splits) / double(positions);
     if (cost < least) {
       least = cost;
       best = splits;
@@ -93,7 +94,8 @@ std::vector<Chunk> chunks_of(int64_t batch, int64_t columns, int64_t column_byte
     return chunks;
   }
   // Where the halo is most of it, what is computed on is as much.
-  const int64_t parts = ceil_div(columns * column_bytes, std::max(kChunkBytes - halo_bytes, std::min(halo_bytes, kChunkBytes)));
+  const int64_t parts =
+      ceil_div(columns * column_bytes, std::max(kChunkBytes - halo_bytes, std::min(halo_bytes, kChunkBytes)));
   for (int64_t n = 0; n < batch; ++n) {
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t begin = columns * part / parts, end = columns * (part + 1) / parts;
@@ -141,8 +143,8 @@ CorrelatePlan plan_correlation(
   plan.row_tiles = static_cast<int>(ceil_div(c.rows, shape.rows));
   plan.column_tiles = in_windows ? c.batch * item_tiles : ceil_div(c.batch * columns, shape.cols);
   plan.channel_blocks = static_cast<int>(ceil_div(c.channels, kStepBytes / shape.element_bytes));
-  plan.packed_elements =
-      c.groups * c.kernel_size * plan.channel_blocks * plan.row_tiles * int64_t{shape.rows} * (kStepBytes / shape.element_bytes);
+  plan.packed_elements = c.groups * c.kernel_size * plan.channel_blocks * plan.row_tiles * int64_t{shape.rows} *
+                         (kStepBytes / shape.element_bytes);
   plan.blocks = plan.row_tiles * plan.column_tiles * residues(c) * c.groups * c.splits;
   const int ring = kStages * shape.rows * shape.pitch + plan.windows * plan.window_rows * shape.pitch;
   plan.shared_bytes = shape.cols * kPlaceBytes + std::max(ring, shape.scratch_bytes);
@@ -164,8 +166,8 @@ OuterPlan plan_outer(const OuterProduct& o, const UnitsShape& shape, Choice::Sta
   const bool can_window = rows <= column_blocks * positions;
   const bool window_is_better =
       can_window && double(window_tiles) * window_steps <= kWaste * double(gather_tiles) * flat_steps;
-  const bool in_windows = can_window && wish != Choice::Staging::kGather &&
-                          (wish == Choice::Staging::kWindow || window_is_better);
+  const bool in_windows =
+      can_window && wish != Choice::Staging::kGather && (wish == Choice::Staging::kWindow || window_is_better);
   plan.staging = in_windows ? Staging::kWindow : Staging::kGather;
   plan.block_step = static_cast<int>(in_windows ? o.dilation : positions);
   plan.row_step = static_cast<int>(in_windows ? o.stride : 1);

@@ -13,8 +13,8 @@ namespace conv1d_ext::cuda {
 constexpr int kThreads = 256;  // of every block
 // Of an H100. Plans do not ask for the device's own, since results must not depend on it.
 constexpr int64_t kMultiprocessors = 132;
-constexpr int kRowBytes = 64;                   // of the channels in a block, side by side at each position
-constexpr int kStepRows = 2;                    // blocks of channels that `correlate` reads in a step
+constexpr int kRowBytes = 64;  // of the channels in a block, side by side at each position
+constexpr int kStepRows = 2;   // blocks of channels that `correlate` reads in a step
 constexpr int kStepBytes = kStepRows * kRowBytes;
 // Tiles of operands in flight: one in use, the others on their way. Two steps of 128 x 128 sums of `correlate` take a
 // tensor core 1000 clocks and more, and three of `multiply_outer` 750: longer than the L2 cache takes to answer.
@@ -29,8 +29,8 @@ struct Signal {
 };
 
 // A signal as the kernels of tiles read it: at each position and for each group, kRowBytes of channels side by side, so
-// that 16 bytes are copied at a time. Mostly a copy in the workspace (pack_signal), with the padding in it; channels-last
-// tensors are such signals themselves.
+// that 16 bytes are copied at a time. Mostly a copy in the workspace (pack_signal), with the padding in it;
+// channels-last tensors are such signals themselves.
 struct PackedSignal {
   int64_t batch, group, block;  // strides in elements; a block is kRowBytes of channels
   int position;                 // likewise
@@ -138,10 +138,10 @@ constexpr int kNarrowTaps = 4;     // that are read at a time; in backward_weigh
 constexpr int kSlideTaps = 64, kSlideWindow = 32 * kNarrowOutputs + kSlideTaps + 32;
 
 struct NarrowPlan {
-  bool unit;    // a tile's positions are neighbours in memory
-  bool plain;   // results are stored as they are, with the bias
-  bool slides;  // see kSlideTaps
-  bool shares;  // the warps of a block share the channels of a tile
+  bool unit;          // a tile's positions are neighbours in memory
+  bool plain;         // results are stored as they are, with the bias
+  bool slides;        // see kSlideTaps
+  bool shares;        // the warps of a block share the channels of a tile
   int warp_channels;  // of a group, that a warp adds up
   int run_tiles;      // neighbours that a warp takes one after the other
   // Positions of the signal from result to result and from tap to tap; taps of the weight. Offsets from group to group
@@ -156,8 +156,8 @@ NarrowPlan plan_narrow(const Correlation& c, int sum_bytes);
 
 struct NarrowOuterPlan {
   bool unit;
-  int row_warps;                  // of a block, that share the positions of a row
-  int64_t all_tiles, part_tiles;  // of all batch items, of a warp
+  int row_warps;                                                  // of a block, that share the positions of a row
+  int64_t all_tiles, part_tiles;                                  // of all batch items, of a warp
   Divisor tap_blocks, channels, out_channels, group_rows, tiles;  // tiles: of a batch item
   int64_t splits, blocks;                                         // splits: blocks that share the positions of a row
   int shared_bytes;

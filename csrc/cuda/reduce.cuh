@@ -112,8 +112,8 @@ __device__ inline int64_t quotient(int64_t a, int64_t b) {
 // split does, aligned to kWidth numbers.
 template <class T, class Sum, int kWidth>
 __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) sum_partials(
-    const int64_t count, const SumLayout layout, const bool in_order, const int splits, const int parts, const bool accumulate, const bool negate,
-    const Global<const Sum> partials, const Global<T> result) {
+    const int64_t count, const SumLayout layout, const bool in_order, const int splits, const int parts,
+    const bool accumulate, const bool negate, const Global<const Sum> partials, const Global<T> result) {
   wait_for_earlier_kernels();
   using Sums = Pack<Sum, kWidth>;
   constexpr int kSumsBytes = sizeof(Sums), kAtOnce = 8;  // splits whose loads are on their way

@@ -110,7 +110,7 @@ Correlation correlation(Op op, const Conv1dProblem& p) {
 OuterProduct outer_product(const Conv1dProblem& p) {
   return {p.batch,          p.groups,           p.out_channels / p.groups, p.in_channels / p.groups,
           p.output,         input_of(p),        to_int(p.out_length),      to_int(p.kernel_size),
-          to_int(p.stride), to_int(p.dilation), to_int(p.padding_left),   0};
+          to_int(p.stride), to_int(p.dilation), to_int(p.padding_left),    0};
 }
 
 // grad_output as a signal of which nothing but its own positions is read.
@@ -299,8 +299,8 @@ class Runner {
   // Blocks take more than one part of the work where there are more parts than a launch may have blocks.
   int64_t grid(int64_t parts) const { return std::min(parts, device_.most_blocks); }
 
-  // Blocks that start early go to the multiprocessors that are free first, two to one of them and none to another, which
-  // evens out only where there are more blocks than room for them.
+  // Blocks that start early go to the multiprocessors that are free first, two to one of them and none to another,
+  // which evens out only where there are more blocks than room for them.
   template <class Units>
   Stream stream_for(int64_t blocks) const {
     constexpr bool kHasFmaUnits = std::is_same_v<typename Large::Number, Sum>;
@@ -366,29 +366,30 @@ class Runner {
       return;
     }
     const int64_t row_numbers = c.groups * c.rows * c.result_length;
-    for_items(c, splits * row_numbers * int64_t{sizeof(Sum)}, result, [&](const Correlation& part, int64_t n, void* to) {
-      Correlation split = part;
-      split.result = {row_numbers, c.result_length, 1};
-      split.splits = splits;
-      split.split_step = part.batch * row_numbers;
-      split.result_is_sum = true;
-      split.accumulate = split.negate = false;
-      void* partials = workspace_.take(splits * split.split_step * int64_t{sizeof(Sum)});
-      correlate_in_tiles(split, unfold, view, item_of(c, signal, n), weight, nullptr, partials);
-      if (launches_) {
-        launch<kThreads>(
-            add_channels<T, Sum>, grid_of_results(part), 0, stream_, part, splits, split.split_step,
-            global<const Sum>(partials), global<const T>(bias), global<T>(to));
-      }
-    });
+    for_items(
+        c, splits * row_numbers * int64_t{sizeof(Sum)}, result, [&](const Correlation& part, int64_t n, void* to) {
+          Correlation split = part;
+          split.result = {row_numbers, c.result_length, 1};
+          split.splits = splits;
+          split.split_step = part.batch * row_numbers;
+          split.result_is_sum = true;
+          split.accumulate = split.negate = false;
+          void* partials = workspace_.take(splits * split.split_step * int64_t{sizeof(Sum)});
+          correlate_in_tiles(split, unfold, view, item_of(c, signal, n), weight, nullptr, partials);
+          if (launches_) {
+            launch<kThreads>(
+                add_channels<T, Sum>, grid_of_results(part), 0, stream_, part, splits, split.split_step,
+                global<const Sum>(partials), global<const T>(bias), global<T>(to));
+          }
+        });
   }
 
   // Whether the taps of an input's gradient are rows of a pointwise problem, whose results add_taps adds up. Few rows
   // would leave most of a tile unused, for each tap again.
   bool adds_taps(const Correlation& c, const WeightView& view) const {
     constexpr int64_t kMostBytes = 256 << 20;  // of a batch item's products
-    return c.is_backward && c.kernel_size > 1 && c.rows <= kFewChannels && c.channels >= kFewChannels && choice_.staging == Choice::Staging::kAny &&
-           choice_.algorithm != Choice::Algorithm::kNarrow &&
+    return c.is_backward && c.kernel_size > 1 && c.rows <= kFewChannels && c.channels >= kFewChannels &&
+           choice_.staging == Choice::Staging::kAny && choice_.algorithm != Choice::Algorithm::kNarrow &&
            (c.rows == 1 || view.row == c.kernel_size * view.tap) && tap_numbers(c) * int64_t{sizeof(Sum)} <= kMostBytes;
   }
   static int64_t tap_numbers(const Correlation& c) { return c.groups * c.rows * c.kernel_size * c.signal.length; }
@@ -444,8 +445,7 @@ class Runner {
       const Correlation& c, bool unfold, const WeightView& view, const void* signal, Global<const T> weight,
       const void* bias, void* result) {
     const Packer packer(*this, c, unfold, signal);
-    const std::vector<Chunk> chunks =
-        chunks_of(c.batch, packer.columns(), packer.column_bytes(), packer.halo_bytes());
+    const std::vector<Chunk> chunks = chunks_of(c.batch, packer.columns(), packer.column_bytes(), packer.halo_bytes());
     const Correlation first = packer.part_of(chunks[0]);
     with_best_tile(
         [&]<class Units>() {
@@ -466,10 +466,13 @@ class Runner {
       const auto aligned = [&](int64_t stride) { return stride % (16 / int(sizeof(T))) == 0; };
       return unfold_ || std::is_same_v<typename Large::Number, Tf32> || c_.signal.padding_mode != PaddingMode::kZeros ||
              strides.channel != 1 || !aligned(strides.batch) || !aligned(strides.position) || !aligned(c_.channels) ||
-             reinterpret_cast<uintptr_t>(signal_) % 16 != 0 || strides.position > INT32_MAX || c_.batch * c_.signal.length > INT32_MAX;
+             reinterpret_cast<uintptr_t>(signal_) % 16 != 0 || strides.position > INT32_MAX ||
+             c_.batch * c_.signal.length > INT32_MAX;
     }
     int64_t columns() const { return (c_.result_length - 1) / column_step() + 1; }
-    int64_t column_bytes() const { return !is_needed() ? 0 : row_bytes() * (unfold_ || c_.is_backward ? 1 : c_.stride); }
+    int64_t column_bytes() const {
+      return !is_needed() ? 0 : row_bytes() * (unfold_ || c_.is_backward ? 1 : c_.stride);
+    }
     int64_t halo_bytes() const {
       if (unfold_ || !is_needed()) return 0;
       return row_bytes() * (c_.kernel_size - 1) * c_.dilation / (c_.is_backward ? c_.stride : 1);
@@ -514,7 +517,7 @@ class Runner {
     SignalPacking packing(const Chunk& chunk) const { return packing_of(c_, unfold_, chunk, kRowChannels<T>); }
     int64_t row_bytes() const {
       const int64_t channels = c_.channels * taps();
-      return c_.groups * ((channels + kRowChannels<T> - 1) / kRowChannels<T>) * kRowBytes;
+      return c_.groups * ((channels + kRowChannels<T> - 1) / kRowChannels<T>)*kRowBytes;
     }
 
     Runner& runner_;
@@ -550,8 +553,8 @@ class Runner {
       const CorrelatePlan plan = plan_of(part);
       void* to = result_at(c, result, packer.result_offset(chunk));
       launch<kThreads>(
-          correlate<Units>, grid(plan.blocks), plan.shared_bytes, stream_for<Units>(plan.blocks), part, plan, signal_view, signal,
-          global<const T>(packed), global<const T>(bias), global<T>(to));
+          correlate<Units>, grid(plan.blocks), plan.shared_bytes, stream_for<Units>(plan.blocks), part, plan,
+          signal_view, signal, global<const T>(packed), global<const T>(bias), global<T>(to));
     }
   }
 
@@ -572,8 +575,8 @@ class Runner {
         part.first_column = to_int(chunk.first_column);
         const OuterPlan plan = plan_outer(part, shape_of<Units>(), choice_.staging, splits);
         launch<kThreads>(
-            multiply_outer<Units>, grid(plan.blocks), plan.shared_bytes, stream_for<Units>(plan.blocks), part, plan, grad_view, input_view,
-            grads, inputs, &chunk != &chunks[0], partials);
+            multiply_outer<Units>, grid(plan.blocks), plan.shared_bytes, stream_for<Units>(plan.blocks), part, plan,
+            grad_view, input_view, grads, inputs, &chunk != &chunks[0], partials);
       }
     }
     sum(p, input.taps() == 1 ? by_taps(p) : as_weight(p), splits, partials, result);
@@ -590,22 +593,20 @@ class Runner {
   static SumLayout by_taps(const Conv1dProblem& p) {
     return {{p.out_channels, p.in_channels / p.groups}, {p.weight.tap, p.weight.out_channel, p.weight.in_channel}};
   }
-  void sum(
-      const Conv1dProblem& p, const SumLayout& layout, int64_t splits, Global<Sum> partials, void* result) const {
+  void sum(const Conv1dProblem& p, const SumLayout& layout, int64_t splits, Global<Sum> partials, void* result) const {
     if (!launches_) return;
     constexpr int kWidth = 16 / sizeof(Sum);
     const int64_t count = weights(p);
     const bool vectors = count % kWidth == 0;
     const int width = vectors ? kWidth : 1, parts = parts_of_sum(count, splits);
-    const bool in_order = layout.strides[2] == 1 && layout.strides[1] == layout.sizes[1] &&
-                          (layout.strides[0] == layout.sizes[0] * layout.sizes[1] ||
-                           count == layout.sizes[0] * layout.sizes[1]) &&
-                          is_aligned(result, width * sizeof(T));
+    const bool in_order =
+        layout.strides[2] == 1 && layout.strides[1] == layout.sizes[1] &&
+        (layout.strides[0] == layout.sizes[0] * layout.sizes[1] || count == layout.sizes[0] * layout.sizes[1]) &&
+        is_aligned(result, width * sizeof(T));
     launch<kThreads>(
         vectors ? sum_partials<T, Sum, kWidth> : sum_partials<T, Sum, 1>,
-        grid(ceil_div(count * parts, kThreads * width)), kThreads * width * int(sizeof(Sum)), stream_, count,
-        layout, in_order, to_int(splits), parts, p.accumulate, p.negate,
-        Global<const Sum>{partials.data}, global<T>(result));
+        grid(ceil_div(count * parts, kThreads * width)), kThreads * width * int(sizeof(Sum)), stream_, count, layout,
+        in_order, to_int(splits), parts, p.accumulate, p.negate, Global<const Sum>{partials.data}, global<T>(result));
   }
 
   Device device_;

@@ -53,8 +53,8 @@ constexpr int kPackedRows = 16 * kWarps;  // of a block of pack_signal
 // zeros. Of a warp 16 lanes take neighbouring rows, since most signals have neighbouring positions side by side, and
 // two lanes write to the same row, 32 bytes of it. Number: as which they will be multiplied.
 template <class Number, class T>
-__global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_signal(
-    const SignalPacking p, const Signal signal, const Global<const T> from, const Global<T> packed) {
+__global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm)
+    pack_signal(const SignalPacking p, const Signal signal, const Global<const T> from, const Global<T> packed) {
   wait_for_earlier_kernels();
   constexpr int kCount = 16 / int(sizeof(T));
   const uint32_t row_tiles = (p.rows + kPackedRows - 1) / kPackedRows;
@@ -65,11 +65,10 @@ __global__ void __launch_bounds__(kThreads, kPlainBlocksPerSm) pack_signal(
     const auto groups = static_cast<uint32_t>(p.groups);
     const uint32_t n = item_group / groups, group = item_group - n * groups;
     const int block = static_cast<int>(slab - item_group * p.blocks);
-    const int row = static_cast<int>(index - slab * row_tiles) * kPackedRows + thread_index() / 32 * 16 +
-                    thread_index() % 16;
+    const int row =
+        static_cast<int>(index - slab * row_tiles) * kPackedRows + thread_index() / 32 * 16 + thread_index() % 16;
     if (row >= p.rows) continue;
-    const auto source =
-        from.from(n * signal.strides.batch + int64_t{group} * p.channels * signal.strides.channel);
+    const auto source = from.from(n * signal.strides.batch + int64_t{group} * p.channels * signal.strides.channel);
     const auto to = packed.from((int64_t{slab} * p.rows + row) * kRowChannels<T>);
     const int position = p.first + row * p.step;
     constexpr int kPairs = kRowBytes / 32;

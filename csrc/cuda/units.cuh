@@ -161,7 +161,8 @@ class MatrixUnits {
   // store(row, place(column), sum) for each element, after multiply_outer; store_pair(row, place(column), sums) for two
   // neighbouring columns, the first of them even, if `pairs`.
   template <class Place, class Store, class StorePair>
-  __device__ void for_each_outer(bool pairs, const Place& place, const Store& store, const StorePair& store_pair) const {
+  __device__ void for_each_outer(
+      bool pairs, const Place& place, const Store& store, const StorePair& store_pair) const {
     const int g = lane_ / 4, i = lane_ % 4;
 #pragma unroll
     for (int n = 0; n < kAcross; ++n) {
@@ -280,7 +281,8 @@ class FmaUnits {
   }
 
   template <class Place, class Store, class StorePair>
-  __device__ void for_each_outer(bool pairs, const Place& place, const Store& store, const StorePair& store_pair) const {
+  __device__ void for_each_outer(
+      bool pairs, const Place& place, const Store& store, const StorePair& store_pair) const {
 #pragma unroll
     for (int j = 0; j < kThreadCols; j += 2) {
       const int64_t first = place(outer_col(j)), second = pairs ? -1 : place(outer_col(j + 1));
