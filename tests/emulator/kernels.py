@@ -36,7 +36,8 @@ SM_86, AUTOMATIC = Device(), Choice()
 # One of each kind.
 CHOICES = [
     Choice("narrow"),
-    *[Choice("matrix", tile, staging) for tile in TILES[1:] for staging in STAGINGS[1:]],
+    *[Choice("matrix", tile, staging) for tile in ("small", "large") for staging in STAGINGS[1:]],
+    Choice("matrix", "medium"),
 ]
 
 
