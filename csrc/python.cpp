@@ -327,7 +327,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return isa_name(current_isa()); }, "The instruction set in use.");
   m.def("supported_isas", &isas<isa_supported>, "The instruction sets that this CPU and this build have.");
   m.def("set_isa", torch::wrap_pybind_function(&use_isa), "For tests: choose an instruction set.");
-  m.def("cache_sizes", [] { return std::pair(cache_sizes().l1, cache_sizes().l2); }, "Bytes of L1 and L2 per core.");
+  m.def(
+      "cache_sizes", [] { return std::pair(cache_sizes().l1, cache_sizes().l2); },
+      "Bytes of L1 and L2 per core, as far as plans use them.");
   m.def(
       "set_cache_sizes", [](int64_t l1, int64_t l2) { set_cache_sizes({l1, l2}); }, "For tests: plan for such caches.");
   m.def("fft_use", [] { return std::string(kUses[int(fft_use())]); }, "Where convolutions go through the FFT.");

@@ -91,6 +91,14 @@ def test_matches_oracle(case: Case, type: str) -> None:
         check(op, type, case, operands)
 
 
+def test_long_signals_are_packed_in_chunks() -> None:
+    """Here of 32 MB: a row of 38 MB, of which few positions are used."""
+    case = Case(1, 32, 300_000, 17, 2, stride=1000)
+    operands = operands_of("float32", case)
+    for op in ("conv1d", "conv1d_backward_weight"):
+        check(op, "float32", case, operands)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 @pytest.mark.parametrize("type", TYPES[:4])  # float16 has bfloat16's kernels

@@ -34,9 +34,8 @@ struct FftPlanner {
   const TileShape& tile;
   const CacheSizes cache;
   const Use use;
-  const int64_t l2 = std::min<int64_t>(cache.l2, 1 << 20);
-  const int64_t spectra_bytes = kSpectra * l2, signal_bytes = kSignals * l2;
-  const int64_t most_tile_bytes = kMostTile * l2;
+  const int64_t spectra_bytes = kSpectra * cache.l2, signal_bytes = kSignals * cache.l2;
+  const int64_t most_tile_bytes = kMostTile * cache.l2;
   const int64_t in_per_group = p.in_channels / p.groups, out_per_group = p.out_channels / p.groups;
 
   // What follows estimates cycles, of vectors of any length alike: the figures are those of AVX-512
@@ -83,8 +82,9 @@ struct FftPlanner {
     const int64_t tile_row_bytes = (plan.source_rows + plan.row_block) * row_bytes;
     if (tile_row_bytes > most_tile_bytes) return std::numeric_limits<double>::infinity();
     const int64_t all_blocks = std::max<int64_t>(1, p.batch) * plan.phases * plan.blocks;
-    const bool far = plan.row_block * plan.source_rows * row_bytes > 2 * l2;  // spectra of weights, in no near cache
-    const int64_t tile_bytes = (far ? kLargeTile : kTile) * l2;
+    const bool far =
+        plan.row_block * plan.source_rows * row_bytes > 2 * cache.l2;  // spectra of weights, in no near cache
+    const int64_t tile_bytes = (far ? kLargeTile : kTile) * cache.l2;
     plan.block_tile = weights ? balanced_block(all_blocks, signal_bytes / (plan.most_groups * tile_row_bytes), 1)
                               : std::clamp<int64_t>(tile_bytes / tile_row_bytes, 1, std::min(kMostBlocks, all_blocks));
 
@@ -149,7 +149,7 @@ struct FftPlanner {
     best.weight_bytes = bytes(best.row_block * best.source_rows);
     best.signal_bytes = weights ? bytes(sources) + bytes(results) : 0;
     // As many as stay in the L2 cache from pass to pass.
-    best.fewest_groups = std::clamp<int64_t>(l2 / (best.weight_bytes + best.signal_bytes), 1, best.most_groups);
+    best.fewest_groups = std::clamp<int64_t>(cache.l2 / (best.weight_bytes + best.signal_bytes), 1, best.most_groups);
     return best;
   }
 };

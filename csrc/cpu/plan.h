@@ -112,7 +112,7 @@ struct ElementSizes {
 struct CacheSizes {
   int64_t l1 = 32 << 10, l2 = 1 << 20;  // data bytes per core
 };
-CacheSizes cache_sizes();                // of this machine; read once
+CacheSizes cache_sizes();                // of this machine, as far as plans use them; read once
 void set_cache_sizes(CacheSizes sizes);  // for tests, of blocks that real caches would only need for large problems
 
 Plan make_plan(Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache);

@@ -21,7 +21,7 @@ struct Planner {
   const bool plain_store = same_type && !p.accumulate && !p.negate;
   const int64_t tile_columns = tile.accumulators / tile.rows * tile.lanes;
   // Half of the L2 cache for the panel: the rest is for weights, results and what streams by.
-  const int64_t panel_budget = std::min<int64_t>(cache.l2 / 2, 1 << 20) / sizes.accumulate;
+  const int64_t panel_budget = cache.l2 / 2 / sizes.accumulate;
   // Taps k and k + period read the same phase of the input, period * dilation / stride positions apart.
   const int64_t period = p.stride / std::gcd(p.stride, p.dilation);
   const int64_t period_shift = p.dilation / std::gcd(p.stride, p.dilation);

@@ -35,8 +35,8 @@ struct ToomCookPlanner {
   const int64_t rows = op == Op::kBackwardInput ? in_per_group : out_per_group;
   const int64_t result_length = op == Op::kBackwardInput ? p.in_length : p.out_length;
   const int64_t tile_columns = tile.accumulators / tile.rows * tile.lanes;
-  const int64_t l2 = std::min<int64_t>(cache.l2, 1 << 20) / int64_t{sizeof(float)};  // in elements
-  const bool near = p.dilation <= tile.lanes;  // rows are taken apart in groups of `dilation` quads
+  const int64_t l2 = cache.l2 / int64_t{sizeof(float)};  // in elements
+  const bool near = p.dilation <= tile.lanes;            // rows are taken apart in groups of `dilation` quads
 
   int64_t halo(const ToomCookPlan& plan) const { return (plan.chunks - 1) * p.dilation; }
 

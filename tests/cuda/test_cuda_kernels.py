@@ -39,6 +39,11 @@ LARGE = [
     Case(2, 96, 2000, 96, 31, padding=(15, 15), groups=96, padding_mode="circular"),
     Case(2, 512, 300, 256, 1),
     Case(2, 64, 2000, 128, 4, stride=2, padding=(1, 1), groups=4),
+    # Signals that are packed in chunks: of positions, of batch items.
+    Case(1, 48, 180_000, 20, 3, stride=2, padding=(1, 2), padding_mode="reflect"),
+    Case(1, 80, 130_000, 20, 2, padding=(5, 0), dilation=5),
+    Case(40, 80, 3000, 20, 1),
+    Case(1, 4, 400_000, 17, 6, padding=(3, 3)),
 ]
 
 
