@@ -1,5 +1,5 @@
 // The arithmetic of a block of threads: a tile of kRows x kCols sums in registers, and two ways to add products to it
-// from shared memory. `multiply` sums over the 64 bytes of channels of a row (forward, backward_input);
+// from shared memory. `multiply` sums over the channels of a row (forward, backward_input);
 // `multiply_outer` over positions, that is, over rows (backward_weight). MatrixUnits does it on tensor cores,
 // FmaUnits in the type itself.
 #pragma once
@@ -19,8 +19,9 @@ class MatrixUnits {
   using Sum = float;
   static constexpr int kRows = kRows_, kCols = kCols_;
   static constexpr int kBlocksPerSm = 2;
-  // Bytes from row to row. load_matrices reads 8 rows, which 20 words between them put into different banks where the
-  // step is odd; the TF32 operands of multiply_outer are read one by one, 4 rows and 8 neighbours at once (24 words).
+  // Bytes from row to row. load_matrices reads 8 rows, which 36 words between them (20 in multiply_outer) put into
+  // different banks where the step is odd; the TF32 operands of multiply_outer are read one by one, 4 rows and 8
+  // neighbours at once (24 words).
   static constexpr int kPitch = kStepBytes + 16, kOuterPitch = kRowBytes + (kIs16Bit<T> ? 16 : 32);
   static constexpr int kOuterPositions = kIs16Bit<T> ? 32 : 16;  // summed over by multiply_outer
 
