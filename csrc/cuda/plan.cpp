@@ -194,7 +194,7 @@ NarrowPlan plan_narrow(const Correlation& c, int sum_bytes) {
   constexpr int64_t kLongKernel = 9, kManyChannels = 8, kMostRunTiles = 8, kBusyTiles = 2 * kFullBlocks * kWarps;
   NarrowPlan plan{};
   const int64_t step = c.is_backward ? 1 : c.stride, all_rows = c.groups * c.rows;
-  const int64_t tiles = ceil_div(most_columns(c), 32 * kNarrowOutputs);
+  const int64_t tiles = ceil_div(most_columns(c), int64_t{32} * kNarrowOutputs);
   plan.unit = step == 1 && c.signal.strides.position == 1;
   plan.plain = !c.accumulate && !c.negate && !c.result_is_sum;
   plan.slides = step == 1 && distance(c) == 1 && most_taps(c) >= kLongKernel;
@@ -222,13 +222,14 @@ NarrowPlan plan_narrow(const Correlation& c, int sum_bytes) {
 NarrowOuterPlan plan_narrow_outer(const OuterProduct& o, int sum_bytes) {
   NarrowOuterPlan plan{};
   plan.unit = o.stride == 1 && o.signal.strides.position == 1 && o.grad.position == 1;
-  const int64_t tiles = ceil_div(o.out_length, 32 * kNarrowOutputs), tap_blocks = ceil_div(o.kernel_size, kNarrowTaps);
+  const int64_t tiles = ceil_div(o.out_length, int64_t{32} * kNarrowOutputs),
+                tap_blocks = ceil_div(o.kernel_size, kNarrowTaps);
   const int64_t rows = o.groups * o.rows * o.channels * tap_blocks;
   plan.all_tiles = o.batch * tiles;
   // Adding up the parts of a block's warps costs little, those of several blocks another kernel.
   plan.row_warps = 1;
   const int64_t most_row_warps = std::min<int64_t>({kWarps, plan.all_tiles, ceil_div(4 * kFullBlocks * kWarps, rows)});
-  while (2 * plan.row_warps <= most_row_warps) plan.row_warps *= 2;
+  while (int64_t{2} * plan.row_warps <= most_row_warps) plan.row_warps *= 2;
   const int64_t weights_bytes = o.groups * o.rows * o.channels * o.kernel_size * sum_bytes;
   const int64_t most_splits = std::min(ceil_div(plan.all_tiles, plan.row_warps), kPartialBytes / weights_bytes);
   plan.splits = std::clamp<int64_t>(most_splits, 1, ceil_div(2 * kFullBlocks, rows));
