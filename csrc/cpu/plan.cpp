@@ -21,9 +21,11 @@ constexpr int64_t kColumnTiles = 12;
 // each row costs a page walk: copies of 32 rows ran at 7, 9, 12 and 24 GB/s in runs of 192, 384, 768 and 1536 floats.
 constexpr int64_t kLongestRun = 2048;
 
-// Multiplications of a panel's element, in tiles of rows, beyond which rows are not read where they lie: at 192
-// (512->512 channels, k 3) that saves 4 % of the time, at 640 (896->1024, k 5) nothing.
-constexpr int64_t kPanelUses = 256;
+// Multiplications of a panel's element, in tiles of rows, beyond which rows are not read where they lie. On a Zen 4, at
+// 192 (512->512 channels, k 3) that saves 4 % of the time, at 640 (896->1024, k 5) nothing. Cores that multiply twice
+// as many numbers a clock, which have an L1 cache of 48 KB, want them nearer: on a Xeon it saves 13 % (1024->2048, 256
+// uses) to 36 % (96->96, 12 uses) to have a panel, and costs 8 % and more below 8 uses.
+constexpr int64_t kPanelUses = 256, kPanelUsesOfWideCores = 8, kLargestL1OfOthers = 32 << 10;
 
 // Of packed weights, and of those of one pass or partial sums, which threads share: with the scratch memory of one this
 // stays below 4 MiB.
@@ -109,8 +111,9 @@ struct PanelPlanner : Planner {
     // together in the cache, where rows at a multiple of 4096 bytes share a few sets: without it 256 rows 16 KB apart
     // take 5 % less time, 64 KB apart 2 % more, 512 such rows 10 % more.
     const int64_t uses = ceil_div(rows, tile.rows) * p.kernel_size;
+    const int64_t most_uses = cache.l1 > kLargestL1OfOthers ? kPanelUsesOfWideCores : kPanelUses;
     const int64_t clash = channels * std::gcd(pitch * sizes.storage, cache.l2 / 16);
-    plan.in_place = p.stride == 1 && same_type && position_stride == 1 && plan.batch_block == 1 && uses <= kPanelUses &&
+    plan.in_place = p.stride == 1 && same_type && position_stride == 1 && plan.batch_block == 1 && uses <= most_uses &&
                     clash <= 4 * cache.l2;
     if (!plan.in_place || !all_packed) return;
     // The block, and the next one, in a quarter of the L2 cache.
