@@ -35,6 +35,9 @@ IN_PARTS = [
     Case(2, 20, 11, 270, 3, stride=2, padding=(1, 1), padding_mode="circular"),
 ]
 
+# A row that takes 38 MB when it is packed, of which few positions are used: chunks have 32 MB.
+IN_CHUNKS = Case(1, 32, 300_000, 17, 2, stride=1000)
+
 LAYOUTS = {"transposed": transposed, "sliced": sliced, "shifted": shifted}
 
 
@@ -92,11 +95,9 @@ def test_matches_oracle(case: Case, type: str) -> None:
 
 
 def test_long_signals_are_packed_in_chunks() -> None:
-    """Here of 32 MB: a row of 38 MB, of which few positions are used."""
-    case = Case(1, 32, 300_000, 17, 2, stride=1000)
-    operands = operands_of("float32", case)
+    operands = operands_of("float32", IN_CHUNKS)
     for op in ("conv1d", "conv1d_backward_weight"):
-        check(op, "float32", case, operands)
+        check(op, "float32", IN_CHUNKS, operands)
 
 
 @pytest.mark.long
@@ -311,7 +312,25 @@ FAULTS = {
         "units.cuh", "b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);", "b[n / 2][n % 2 * 2 + 1], b[n / 2][n % 2 * 2]);",
         "Tensor-likes are not close", "conv1d", "float16",
     ),
+    "a part of the channels left out": (
+        "parts.cuh", "split < splits;", "split + 1 < splits;",
+        "Tensor-likes are not close", "conv1d", "float32",
+    ),
+    "a tap left out": (
+        "parts.cuh", "tap < residue.taps;", "tap + 1 < residue.taps;",
+        "Tensor-likes are not close", "conv1d_backward_input", "float32",
+    ),
+    "a chunk of the signal taken for another": (
+        "run_inl.cuh", "packer.pack(chunk, rows);", "packer.pack(chunks[0], rows);",
+        "Tensor-likes are not close", "conv1d", "float32",
+    ),
 }  # fmt: skip
+# Where it is not the usual one: the case by which a fault is found, and which has to be computed in that way.
+CASE_OF_FAULT = {
+    "a part of the channels left out": IN_PARTS[3],
+    "a tap left out": IN_PARTS[0],
+    "a chunk of the signal taken for another": IN_CHUNKS,
+}
 
 
 @pytest.mark.long
@@ -324,8 +343,9 @@ def test_planted_faults_are_found(fault: str, tmp_path: Path) -> None:
     assert count > 0
     (tmp_path / "cuda" / file).write_text(source)
     library = load("all", "libconv1d_emulated.so", SOURCES=tmp_path, OUT=tmp_path / "out", CXXFLAGS="-O1")
-    case = Case(2, 37, 150, 41, 3, padding=(1, 1))
+    case = CASE_OF_FAULT.get(fault, Case(2, 37, 150, 41, 3, padding=(1, 1)))
+    choice = Choice() if fault in CASE_OF_FAULT else Choice("matrix", "small", "window")
     operands = operands_of(type, case)
     with pytest.raises((EmulatorError, AssertionError), match=message):
-        check(op, type, case, operands, choice=Choice("matrix", "small", "window"), library=typed(library))
-    check(op, type, case, operands, choice=Choice("matrix", "small", "window"))
+        check(op, type, case, operands, choice=choice, library=typed(library))
+    check(op, type, case, operands, choice=choice)

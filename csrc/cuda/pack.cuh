@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cuda/correlation.cuh"
+#include "cuda/problems.h"
 #include "cuda/units.cuh"
 
 namespace conv1d_ext::cuda {
@@ -32,7 +33,6 @@ PackPlan plan_packing(const Correlation& c, const CorrelatePlan& plan, const Wei
   constexpr int kTileBytes = 16 << 10, kTilePlaces = kTileBytes / kStepBytes;  // a place: a row at a tap
   constexpr int kRowsAtLeast = 8;  // and multiples of it, for the sake of their alignment
   constexpr int kPadding = 16;     // puts neighbouring rows into different banks
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   PackPlan pack{};
   pack.view = view;
   pack.folded_taps = view.taps;

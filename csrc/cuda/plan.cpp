@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "cuda/problems.h"
+
 namespace conv1d_ext::cuda {
 namespace {
 
@@ -24,7 +26,6 @@ constexpr int64_t kFewestSteps = 8;
 constexpr int64_t kPartialBytes = 64 << 20;
 constexpr int kWarps = kThreads / 32;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t residues(const Correlation& c) { return c.is_backward ? std::min(c.stride, c.result_length) : 1; }
 int64_t most_columns(const Correlation& c) { return ceil_div(c.result_length, c.is_backward ? c.stride : 1); }
 // Of taps as of positions, a residue meets every stride / gcd-th.
@@ -47,7 +48,8 @@ int64_t window_rows(int64_t columns, int64_t step, int64_t taps, int64_t distanc
 }
 
 // As many splits as fill a GPU evenly: tiles * splits blocks come in rounds, of which the last one should be full. Each
-// has sums to store and to add up, 8 bytes of an H100's memory for the products of all positions: as long as 320 take.
+// has sums to store and to add up, 8 bytes of memory for the products of all positions: at 200 TFLOP/s and 2.5 TB/s as
+// long as 320 of them take.
 int64_t outer_splits(int64_t tiles, int64_t most, int64_t blocks_per_sm, int64_t positions) {
   const int64_t slots = kMultiprocessors * blocks_per_sm;
   int64_t best = 1;
@@ -76,7 +78,8 @@ bool unfolds(int64_t channels, int64_t kernel_size, int element_bytes, Choice::S
 int channel_splits(const Correlation& c, int64_t taps, int element_bytes) {
   constexpr int64_t kFewestBlocks = 4, kMostSplits = 32;
   // A result's sum costs a split 8 bytes of memory, which should take no longer than half of its products or of the
-  // signal that it reads: 960 products of matrix units take as long as 8 bytes of an H100's memory.
+  // signal that it reads. At 300 TFLOP/s and 2.5 TB/s, about what these kernels have of an H100, 8 bytes take as long
+  // as 480 products.
   constexpr int64_t kProducts = 960;
   const int64_t tiles = c.groups * residues(c) * ceil_div(c.rows, 64) * ceil_div(most_columns(c), 128);
   const int64_t blocks = ceil_div(c.channels * taps, kStepBytes / element_bytes);

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -11,6 +10,7 @@
 #include "cuda/outer.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/parts.cuh"
+#include "cuda/problems.h"
 #include "cuda/run.h"
 
 namespace conv1d_ext::cuda {
@@ -54,126 +54,7 @@ UnitsShape shape_of() {
       Units::kBlocksPerSm};
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-
-// What `fits` has seen to.
-int to_int(int64_t size) { return static_cast<int>(size); }
-
-Signal input_of(const Conv1dProblem& p) {
-  return {p.input, to_int(p.in_length), to_int(p.padding_left), to_int(p.padding_right), p.padding_mode};
-}
-
-// The x below n with a * x = 1 modulo n, by Euclid's algorithm; a and n have no common divisor.
-int inverse_modulo(int64_t a, int64_t n) {
-  int64_t r = n, next_r = a % n, x = 0, next_x = 1;
-  while (next_r != 0) {
-    const int64_t quotient = r / next_r;
-    r = std::exchange(next_r, r - quotient * next_r);
-    x = std::exchange(next_x, x - quotient * next_x);
-  }
-  return to_int(n == 1 ? 0 : (x % n + n) % n);
-}
-
-// forward, or backward_input with the result a plain [N, C_in, L_in].
-Correlation correlation(Op op, const Conv1dProblem& p) {
-  Correlation c{};
-  c.is_backward = op == Op::kBackwardInput;
-  c.batch = p.batch;
-  c.groups = p.groups;
-  c.kernel_size = to_int(p.kernel_size);
-  c.stride = to_int(p.stride);
-  c.dilation = to_int(p.dilation);
-  c.padding_left = to_int(p.padding_left);
-  c.gcd = c.splits = 1;
-  c.accumulate = p.accumulate;
-  c.negate = p.negate;
-  const int64_t in_channels = p.in_channels / p.groups, out_channels = p.out_channels / p.groups;
-  if (c.is_backward) {
-    c.rows = in_channels;
-    c.channels = out_channels;
-    c.signal = {p.output, to_int(p.out_length), 0, 0, PaddingMode::kZeros};
-    c.result = p.input;
-    c.result_length = to_int(p.in_length);
-    c.gcd = std::gcd(c.stride, c.dilation);
-    c.inverse = inverse_modulo(p.dilation / c.gcd, p.stride / c.gcd);
-  } else {
-    c.rows = out_channels;
-    c.channels = in_channels;
-    c.signal = input_of(p);
-    c.result = p.output;
-    c.result_length = to_int(p.out_length);
-  }
-  return c;
-}
-
-OuterProduct outer_product(const Conv1dProblem& p) {
-  return {p.batch,          p.groups,           p.out_channels / p.groups, p.in_channels / p.groups,
-          p.output,         input_of(p),        to_int(p.out_length),      to_int(p.kernel_size),
-          to_int(p.stride), to_int(p.dilation), to_int(p.padding_left),    0};
-}
-
-// grad_output as a signal of which nothing but its own positions is read.
-Correlation pointwise(const OuterProduct& o) {
-  Correlation c{};
-  c.batch = o.batch;
-  c.groups = o.groups;
-  c.channels = o.rows;
-  c.signal = {o.grad, o.out_length, 0, 0, PaddingMode::kZeros};
-  c.result_length = o.out_length;
-  c.kernel_size = c.stride = c.dilation = c.gcd = c.splits = 1;
-  return c;
-}
-
-// What the tiles compute where pack_signal makes the pairs of channel and tap to channels: a pointwise convolution.
-Correlation unfolded(Correlation c) {
-  c.is_backward = false;
-  c.channels *= c.kernel_size;
-  c.kernel_size = c.stride = c.dilation = c.gcd = 1;
-  c.padding_left = 0;
-  return c;
-}
-
-// The rows that a chunk of the columns of `c` reads.
-SignalPacking packing_of(const Correlation& c, bool unfold, const Chunk& chunk, int row_channels) {
-  SignalPacking p{};
-  p.items = chunk.items;
-  p.groups = c.groups;
-  p.channels = to_int(c.channels);
-  p.taps = unfold ? c.kernel_size : 1;
-  p.blocks = to_int((c.channels * p.taps + row_channels - 1) / row_channels);
-  const int64_t reach = int64_t{c.kernel_size - 1} * c.dilation, columns = chunk.columns;
-  if (unfold) {
-    p.rows = to_int(columns);
-    p.first = to_int(chunk.first_column * c.stride + (c.is_backward ? c.padding_left : -c.padding_left));
-    p.step = c.stride;
-    p.distance = c.is_backward ? -c.dilation : c.dilation;
-    return p;
-  }
-  int64_t first = chunk.first_column, last = first + columns - 1;
-  if (c.is_backward) {  // of all residues; rounded down and up
-    first += (c.padding_left - reach) / c.stride - 1;
-    last += (c.padding_left + c.stride - 1) / c.stride;
-  } else {
-    first = first * c.stride - c.padding_left;
-    last = last * c.stride - c.padding_left + reach;
-  }
-  if (c.signal.padding_mode == PaddingMode::kZeros) {  // which need not be stored
-    first = std::max<int64_t>(first, 0);
-    last = std::min<int64_t>(last, c.signal.length - 1);
-  }
-  p.first = to_int(first);
-  p.rows = to_int(std::max<int64_t>(last + 1 - first, 0));
-  p.step = 1;
-  return p;
-}
-
-// Unfolded, positions are columns.
-PackedSignal packed_by(const SignalPacking& p, const Chunk& chunk, int row_channels) {
-  const int64_t block = int64_t{p.rows} * row_channels, group = block * p.blocks;
-  const int first = p.taps == 1 ? p.first : to_int(chunk.first_column);
-  return {group * p.groups, group, block, row_channels, p.blocks * row_channels, first, p.rows};
-}
 
 // Where 32 rows would mostly be filled up with zeros.
 constexpr int64_t kFewChannels = 16;
@@ -182,6 +63,7 @@ template <class Small, class Medium, class Large>
 class Runner {
   using T = typename Large::Storage;
   using Sum = typename Large::Sum;
+  static constexpr bool kHasFmaUnits = std::is_same_v<typename Large::Number, Sum>;
 
  public:
   Runner(const Device& device, const Choice& choice, void* workspace, CUstream_st* stream)
@@ -235,7 +117,8 @@ class Runner {
       if (plan.splits > 1) sum(p, as_weight(p), plan.splits, partials, pointers.result);
       return workspace_.most_taken();
     }
-    const Correlation input = correlation(Op::kForward, p), gradient = pointwise(o);
+    const Correlation input = correlation(Op::kForward, p),
+                      gradient = pointwise(o.batch, o.groups, o.rows, grads_of(o));
     const bool unfold = unfolds(o.channels, o.kernel_size, sizeof(T), choice_.staging);
     const Packer input_packer(*this, input, unfold, signal.data), grad_packer(*this, gradient, false, grad.data);
     const std::vector<Chunk> chunks = chunks_of(
@@ -303,7 +186,6 @@ class Runner {
   // which evens out only where there are more blocks than room for them.
   template <class Units>
   Stream stream_for(int64_t blocks) const {
-    constexpr bool kHasFmaUnits = std::is_same_v<typename Large::Number, Sum>;
     Stream stream = stream_;
     stream.starts_early &= !kHasFmaUnits && blocks > kMultiprocessors * Units::kBlocksPerSm;
     return stream;
@@ -312,7 +194,6 @@ class Runner {
   // Where 32 rows would mostly be filled up with zeros, for which only matrix units have the arithmetic to spare.
   bool takes_narrow(int64_t rows, int64_t channels) const {
     if (choice_.algorithm != Choice::Algorithm::kAny) return choice_.algorithm == Choice::Algorithm::kNarrow;
-    constexpr bool kHasFmaUnits = std::is_same_v<typename Large::Number, Sum>;
     return (rows < kFewChannels && channels < kFewChannels) || (rows <= 2 && kHasFmaUnits);
   }
   // The largest of the tiles that are estimated to be fastest. For matrix units two blocks on a multiprocessor, one of
@@ -320,7 +201,6 @@ class Runner {
   // long as its tile has rows, and what a step costs besides.
   template <class PlanOf, class Use>
   void with_best_tile(const PlanOf& plan_of, const Use& use) const {
-    constexpr bool kHasFmaUnits = std::is_same_v<typename Large::Number, Sum>;
     const auto cost = [&]<class Units>(Choice::Tile tile) -> int64_t {
       const auto plan = plan_of.template operator()<Units>();
       if (plan.shared_bytes > device_.shared_bytes) return INT64_MAX;
@@ -398,15 +278,9 @@ class Runner {
       const Correlation& c, const WeightView& view, const void* signal, Global<const T> weight, void* result) {
     const int64_t numbers = tap_numbers(c);
     for_items(c, numbers * int64_t{sizeof(Sum)}, result, [&](const Correlation& part, int64_t n, void* to) {
-      Correlation taps{};
-      taps.batch = part.batch;
-      taps.groups = c.groups;
+      Correlation taps = pointwise(part.batch, c.groups, c.channels, c.signal);
       taps.rows = c.rows * c.kernel_size;
-      taps.channels = c.channels;
-      taps.signal = c.signal;
       taps.result = {numbers, c.signal.length, 1};
-      taps.result_length = c.signal.length;
-      taps.kernel_size = taps.stride = taps.dilation = taps.gcd = taps.splits = 1;
       taps.result_is_sum = true;
       void* products = workspace_.take(part.batch * numbers * int64_t{sizeof(Sum)});
       const WeightView rows{view.group, view.tap, view.channel, 1};
