@@ -339,9 +339,9 @@ void backward_input_panel(
     block.n0 = batch_index * plan.batch_block;
     block.n1 = min_of(block.n0 + plan.batch_block, problem.batch);
     block.group = index / plan.position_blocks % problem.groups;
-    const int64_t i = index % plan.position_blocks, lanes = Vec<Acc<Storage>>::kLanes;
-    block.j0 = block_begin(positions, lanes, plan.position_blocks, i);
-    block.j1 = block_begin(positions, lanes, plan.position_blocks, i + 1);
+    const int64_t i = index % plan.position_blocks, columns = kTileColumns<Acc<Storage>>;
+    block.j0 = block_begin(positions, columns, plan.position_blocks, i);
+    block.j1 = block_begin(positions, columns, plan.position_blocks, i + 1);
     block.columns = (block.n1 - block.n0 - 1) * plan.item_pitch + block.j1 - block.j0;
     block.edges = false;
     kernel.fill_whole_panel(block);

@@ -229,9 +229,9 @@ void forward_panel(
     block.n0 = batch_index * plan.batch_block;
     block.n1 = min_of(block.n0 + plan.batch_block, problem.batch);
     block.group = index / plan.position_blocks % problem.groups;
-    const int64_t i = index % plan.position_blocks, lanes = Vec<Acc<Storage>>::kLanes;
-    block.t0 = block_begin(problem.out_length, lanes, plan.position_blocks, i);
-    block.t1 = block_begin(problem.out_length, lanes, plan.position_blocks, i + 1);
+    const int64_t i = index % plan.position_blocks, columns = kTileColumns<Acc<Storage>>;
+    block.t0 = block_begin(problem.out_length, columns, plan.position_blocks, i);
+    block.t1 = block_begin(problem.out_length, columns, plan.position_blocks, i + 1);
     block.columns = (block.n1 - block.n0 - 1) * plan.item_pitch + block.t1 - block.t0;
     kernel.compute(block, tile0, tile1);
   };

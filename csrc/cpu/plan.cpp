@@ -12,10 +12,20 @@
 namespace conv1d_ext {
 namespace {
 
-// Tiles of columns per panel: each tile of weights is packed once for all of them. With 8, 12, 16 and 24, in one run on
-// a busy machine, the input gradient of a 512-channel layer of stride 2 ran at 45, 70, 50 and 56 GFLOP/s, and most
-// others changed less (benchmarks/NOTES.md).
-constexpr int64_t kColumnTiles = 12;
+// Tiles of columns per panel: each tile of weights is packed once for all of them. More of them where the sums are kept
+// in the result itself; else the panel is filled again for each block of results. With 8, 12, 16, 24 and 32 tiles, the
+// input gradient of 1024->256 channels, k 9, ran at 147, 158, 162, 171 and 168 GFLOP/s on a Xeon, that of 1024->896,
+// k 5, at 134, 144, 148, 158 and 165.
+constexpr int64_t kColumnTiles = 12, kDirectColumnTiles = 24;
+
+// Tiles of columns below which a panel has fewer channels rather than fewer positions, though their weights are packed
+// once: all of them are read again for each panel. With 2, 3, 4, 5 and 6 tiles, 512->512 channels, k 3, stride 2, ran
+// at 144, 152, 150, 158 and 158 GFLOP/s.
+constexpr int64_t kFewColumnTiles = 5;
+
+// Of weights that lie strided in memory, as input gradients read them, tiles that together make pieces of so many bytes
+// are packed at once: 256, 512 and 1024 made it 122, 141 and 144 GFLOP/s for 2048->2048 channels, k 1.
+constexpr int64_t kLeastPieceBytes = 1024;
 
 // Positions that are copied to a panel in one run, at most. Between runs the row changes, and in memory of small pages
 // each row costs a page walk: copies of 32 rows ran at 7, 9, 12 and 24 GB/s in runs of 192, 384, 768 and 1536 floats.
@@ -43,13 +53,20 @@ struct PanelPlanner : Planner {
   // Block sizes for an operator whose panel has `channels` rows of phases and whose tile has `rows` rows, over `length`
   // positions and `taps` taps per position. `spread`: positions added to each row of the panel, besides the halo.
   // `all_packed`: the weights are.
+  // Positions of a block, `limit` at most: whole tiles, so that none is narrower than it need be, or all.
+  int64_t whole_tiles(int64_t length, int64_t limit) const {
+    return std::min(round_up(length, tile.lanes), balanced_block(length, limit, tile_columns));
+  }
+
   void panel_blocks(
       Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t taps, int64_t phases, int64_t shift,
       int64_t spread, bool all_packed) const {
     // Long rows where nothing is packed for them, or few sums are kept per column, so that a row costs little to begin.
-    const int64_t limit = all_packed || rows < tile.rows ? kLongestRun : kColumnTiles * tile_columns;
+    const int64_t limit = all_packed || rows < tile.rows
+                              ? kLongestRun
+                              : (plan.direct ? kDirectColumnTiles : kColumnTiles) * tile_columns;
     plan.phase_shift = shift;
-    plan.position_block = balanced_block(length, limit, tile.lanes);
+    plan.position_block = whole_tiles(length, limit);
     plan.channel_block = channels;
     // Fewer positions than in two tiles, or in the halo, which is copied once more for each block, are no help. Taps
     // that are too many even so are taken in blocks. Like part_channels, their number decides the order of the sums,
@@ -67,13 +84,17 @@ struct PanelPlanner : Planner {
              (plan.position_block + halo(plan.tap_block, phases, shift) + spread);
     };
     // Too large for the cache: fewer channels, at the price of sums that come and go, as long as that is cheap; then
-    // fewer positions. Where all weights are packed, those have their price only if a panel's elements have little use.
+    // fewer positions. The other way round where all weights are packed, so that few positions only have a price if a
+    // panel's elements have little use.
     const bool short_runs = all_packed && rows * taps > 8 * tile.lanes;
     plan.part_channels = balanced_block(channels, kLongestPart / plan.tap_block, 1);
-    const int64_t enough_channels = short_runs ? channels : plan.part_channels;
-    while (volume(std::min(channels, enough_channels)) > panel_budget && plan.position_block > enough_positions()) {
-      plan.position_block = balanced_block(length, plan.position_block - tile_columns, tile.lanes);
-    }
+    const auto shorten = [&](int64_t block_channels, int64_t least) {
+      while (volume(std::min(channels, block_channels)) > panel_budget && plan.position_block > least) {
+        plan.position_block = whole_tiles(length, plan.position_block - tile_columns);
+      }
+    };
+    if (short_runs) shorten(channels, std::max(enough_positions(), kFewColumnTiles * tile_columns));
+    shorten(plan.part_channels, enough_positions());
     // The weights that are packed together, where not all are, take no more than a panel: long kernels of few
     // positions.
     const int64_t channel_weights = all_packed ? 1 : plan.pack_tiles * tile.rows * plan.tap_block * sizes.pair;
@@ -118,20 +139,18 @@ struct PanelPlanner : Planner {
     if (!plan.in_place || !all_packed) return;
     // The block, and the next one, in a quarter of the L2 cache.
     const int64_t limit = std::clamp(panel_budget / 4 / channels, 2 * tile_columns, kLongestRun);
-    plan.position_block = std::min(plan.position_block, balanced_block(length, limit, tile.lanes));
+    plan.position_block = std::min(plan.position_block, whole_tiles(length, limit));
     plan.position_blocks = ceil_div(length, plan.position_block);
   }
 
   // What the forward and the input gradient have in common: weights, results and work units over tiles of rows, of sums
   // of `products` at most.
-  void rows_and_units(
-      Plan& plan, int64_t rows, int64_t tiles, int64_t products, int64_t result_position_stride, int64_t stride,
-      bool all_packed) const {
+  void rows_and_units(Plan& plan, int64_t rows, int64_t tiles, int64_t products, bool all_packed) const {
     plan.algorithm = Algorithm::kPanel;
     plan.reduction_chunks = 1;
     plan.partial_bytes = 0;
     plan.edge_units = 0;
-    plan.direct = plain_store && result_position_stride == 1 && stride == 1 && plan.batch_block == 1;
+    plan.direct = plan.direct && plan.batch_block == 1;
     plan.out_tiles = tiles;
     const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + plan.position_block;
     // Rows of results in a quarter of the L2 cache: the panel, where it is not whole, is filled again for each block.
@@ -165,6 +184,7 @@ struct PanelPlanner : Planner {
     const int64_t block = std::min(p.out_length, kColumnTiles * tile_columns);
     const bool row_per_tap = p.kernel_size * block < phases * (block + halo(p.kernel_size, phases, period_shift));
     plan.pack_tiles = 1;
+    plan.direct = plain_store && p.output.position == 1;
     const auto blocks = [&](bool all_packed) {
       panel_blocks(
           plan, ceil_div(in_per_group, sizes.pair), out_per_group, p.out_length, p.kernel_size,
@@ -175,7 +195,7 @@ struct PanelPlanner : Planner {
     const bool all_packed = may_pack_all(plan, out_per_group, products);
     if (all_packed) blocks(true);
     read_in_place(plan, in_per_group, out_per_group, p.out_length, p.input.channel, p.input.position, all_packed);
-    rows_and_units(plan, out_per_group, ceil_div(out_per_group, tile.rows), products, p.output.position, 1, all_packed);
+    rows_and_units(plan, out_per_group, ceil_div(out_per_group, tile.rows), products, all_packed);
     return plan;
   }
 
@@ -212,7 +232,8 @@ struct PanelPlanner : Planner {
     // classes): pieces of at least 256 bytes at a time.
     const int64_t taps = ceil_div(p.kernel_size, period);
     const int64_t piece = tile.rows * (classes.count == 1 || in_per_group >= tile.rows ? taps : 1);
-    plan.pack_tiles = std::clamp<int64_t>(256 / sizes.storage / piece, 1, kMostPackTiles);
+    plan.pack_tiles = std::clamp<int64_t>(kLeastPieceBytes / sizes.storage / piece, 1, kMostPackTiles);
+    plan.direct = plain_store && p.input.position == 1 && p.stride == 1;
     const auto blocks = [&](bool all_packed) {
       panel_blocks(
           plan, ceil_div(out_per_group, sizes.pair), rows, positions, taps, 1, period_shift, spread, all_packed);
@@ -222,7 +243,7 @@ struct PanelPlanner : Planner {
     if (all_packed) blocks(true);
     plan.panel_phases = period;
     read_in_place(plan, out_per_group, rows, positions, p.output.channel, p.output.position, all_packed);
-    rows_and_units(plan, rows, tiles, out_per_group * taps, p.input.position, p.stride, all_packed);
+    rows_and_units(plan, rows, tiles, out_per_group * taps, all_packed);
     if (pads_with_input()) {
       plan.edge_units = p.batch * p.groups;
       plan.result_elements += 2 * in_per_group;  // the sums of what is added to the first position and to the last

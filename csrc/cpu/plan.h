@@ -86,7 +86,7 @@ struct Plan {
 constexpr int64_t kLongestPart = 256;
 
 // Elements that packing a tile's weights may write behind them, and tiles that are packed together at most.
-constexpr int64_t kPackSlack = 8, kMostPackTiles = 8;
+constexpr int64_t kPackSlack = 8, kMostPackTiles = 32;
 
 // Phases, or classes of taps, of the strides that kDepthwise takes, at most: many phases next to each other are better
 // transposed to a panel.

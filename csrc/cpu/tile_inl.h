@@ -20,6 +20,10 @@ struct VectorOf<double> {
 template <class T>
 using Vec = typename VectorOf<T>::type;
 
+// Columns of the widest tile of kTileRows rows.
+template <class T>
+constexpr int64_t kTileColumns = kTileAccumulators / kTileRows * Vec<T>::kLanes;
+
 // Channels of a sum in one element of a and b: of bfloat16, where the CPU multiplies pairs of them, two, in the bits of
 // a float; an odd last channel is paired with zeros.
 template <class Storage>
@@ -47,7 +51,7 @@ struct Tile {
   const T* b;
   const int64_t* b_step;
   bool exact;
-  // Packed: with vector v of b, what lies `ahead` + v * ahead_vector behind its first is prefetched. 0: nothing new.
+  // With vector v of b, the widest tiles prefetch what lies `ahead` + v * ahead_vector behind its first; 0: nothing.
   int64_t ahead, ahead_vector;
   int64_t steps;
   // c[row * c_row + column]; the sums are added to init[row], or to c where init is null.
@@ -58,7 +62,7 @@ struct Tile {
 };
 
 // kExact: of b, no more than the columns is read, which are one vector at most.
-template <class T, int kRows, int kVectors, bool kPacked, int kProducts, bool kExact = false>
+template <class T, int kRows, int kVectors, bool kPacked, int kProducts, bool kExact = false, bool kAhead = false>
 void run_tile(const Tile<T>& tile) {
   static_assert(!kExact || kVectors == 1);
   constexpr int kLanes = Vec<T>::kLanes;
@@ -82,7 +86,7 @@ void run_tile(const Tile<T>& tile) {
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       b_vector[v] = kExact ? load_partial(b, tail) : load(b + v * kLanes);
-      if (kPacked || kRows == 1) __builtin_prefetch(b + tile.ahead + v * tile.ahead_vector);
+      if (kAhead) __builtin_prefetch(b + tile.ahead + v * tile.ahead_vector);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -112,6 +116,11 @@ constexpr int max_vectors(int rows) { return kTileAccumulators / rows < 12 ? kTi
 template <class T, bool kPacked, int kProducts, int kRows, int kVectors>
 void run_tile_of_width(const Tile<T>& tile, int64_t vectors) {
   if constexpr (kVectors > 0) {
+    if constexpr (kVectors == max_vectors(kRows) && (kPacked || kRows == 1)) {
+      if (vectors == kVectors && tile.ahead != 0) {
+        return run_tile<T, kRows, kVectors, kPacked, kProducts, false, true>(tile);
+      }
+    }
     if (vectors == kVectors) return run_tile<T, kRows, kVectors, kPacked, kProducts>(tile);
     run_tile_of_width<T, kPacked, kProducts, kRows, kVectors - 1>(tile, vectors);
   }
