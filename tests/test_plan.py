@@ -78,10 +78,10 @@ def test_order_of_sums_does_not_depend_on_the_batch(op: str, kind: str, in_lengt
 
 @pytest.mark.parametrize("in_length", [577, 1000, 2000, 5000, 11_008])
 def test_blocks_are_balanced(in_length: int) -> None:
-    """All of them within a vector of the mean: 3 x 320 positions rather than 384 + 384 + 192."""
+    """All of them within a tile (of 48 positions at most) of the mean: 3 x 336 rather than 384 + 384 + 240."""
     shape = {"batch": 1, "in_channels": 64, "out_channels": 64, "kernel_size": 1}
     block = _C.plan("conv1d", "float32", **shape, in_length=in_length)["position_block"]
-    assert block - in_length / math.ceil(in_length / block) < 16
+    assert block - in_length / math.ceil(in_length / block) < 48
 
 
 def test_short_outputs_are_laid_out_as_columns() -> None:

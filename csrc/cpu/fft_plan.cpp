@@ -26,6 +26,18 @@ constexpr int64_t kSpectra = 64, kSignals = 16;
 constexpr int64_t kTile = 2, kLargeTile = 12, kMostBlocks = 12;
 // Of one block, at most.
 constexpr int64_t kMostTile = 16;
+// In L2 caches: spectra of weights of one group beyond which they come from memory, not from a near cache.
+constexpr int64_t kNearSpectra = 2, kNearSpectraOfWideCores = 8;
+
+// Times of products of spectra on cores that multiply twice as fast, where their loads are the limit, beside those of
+// the direct kernels. Fitted to 64 measurements on a Xeon, of which 60 are taken by the faster way (benchmarks/NOTES.md).
+constexpr double kWideProducts = 1.65, kWideProductsOfWeightGradients = 1.3;
+
+// A batch shares the spectra of its weights. The transform is taken where it is faster by kGain for an item alone, and
+// where it is faster by kBatchGain for a batch of kBatch and takes 1 / kLeastAlone times as long alone, at most: what an
+// item gives must not depend on the batch that it is in. (Estimates are off by some percent.)
+constexpr double kGain = 1.1, kBatchGain = 1.5, kLeastAlone = 0.85;
+constexpr int64_t kBatch = 4;
 
 struct FftPlanner {
   const Op op;
@@ -56,18 +68,16 @@ struct FftPlanner {
     return double(length) / 2 / tile.lanes * (memory + one_by_one);
   }
 
-  // Batch items to decide by. What an item gives must not depend on the batch that it is in, so it is as if it were
-  // alone; gradients of weights are sums over the batch.
-  bool weights = op == Op::kBackwardWeight;
-  double items() const { return weights ? double(p.batch) : 1; }
+  const bool weights = op == Op::kBackwardWeight, wide = wide_cores(cache);
+  const double product_time = !wide ? 1 : weights ? kWideProductsOfWeightGradients : kWideProducts;
 
-  double direct() const {
-    const double products = items() * p.out_channels * in_per_group * p.kernel_size * p.out_length;
+  double direct(int64_t items) const {
+    const double products = double(items) * p.out_channels * in_per_group * p.kernel_size * p.out_length;
     return products / tile.lanes * 1.1;  // the kernels reach 90 % of the peak
   }
 
-  // Sets what depends on the length, and returns the cycles.
-  double cost(FftPlan& plan) const {
+  // Sets what depends on the length, and returns the cycles of so many batch items.
+  double cost(FftPlan& plan, int64_t items) const {
     plan.block = plan.length - plan.taps + 1;
     plan.blocks = ceil_div(plan.elements, plan.block);
     const int64_t row_bytes = plan.length * sizes.storage;
@@ -81,14 +91,17 @@ struct FftPlanner {
         std::min(spectra_bytes / (plan.source_rows * row_bytes), most_tile_bytes / row_bytes - plan.source_rows), 1);
     const int64_t tile_row_bytes = (plan.source_rows + plan.row_block) * row_bytes;
     if (tile_row_bytes > most_tile_bytes) return std::numeric_limits<double>::infinity();
-    const int64_t all_blocks = std::max<int64_t>(1, p.batch) * plan.phases * plan.blocks;
     const bool far =
-        plan.row_block * plan.source_rows * row_bytes > 2 * cache.l2;  // spectra of weights, in no near cache
+        plan.row_block * plan.source_rows * row_bytes > (wide ? kNearSpectraOfWideCores : kNearSpectra) * cache.l2;
     const int64_t tile_bytes = (far ? kLargeTile : kTile) * cache.l2;
-    plan.block_tile = weights ? balanced_block(all_blocks, signal_bytes / (plan.most_groups * tile_row_bytes), 1)
-                              : std::clamp<int64_t>(tile_bytes / tile_row_bytes, 1, std::min(kMostBlocks, all_blocks));
+    const auto block_tile = [&](int64_t batch) {
+      const int64_t all_blocks = std::max<int64_t>(1, batch) * plan.phases * plan.blocks;
+      return weights ? balanced_block(all_blocks, signal_bytes / (plan.most_groups * tile_row_bytes), 1)
+                     : std::clamp<int64_t>(tile_bytes / tile_row_bytes, 1, std::min(kMostBlocks, all_blocks));
+    };
+    plan.block_tile = block_tile(p.batch);
 
-    const double blocks = double(plan.phases) * plan.blocks * items();
+    const double blocks = double(plan.phases) * plan.blocks * items;
     const double sources = blocks * plan.source_rows * ceil_div(plan.result_rows, plan.row_block);
     const double results = blocks * plan.result_rows;
     const double vectors = double(plan.length) / 2 / tile.lanes;
@@ -99,8 +112,8 @@ struct FftPlanner {
         (std::log2(plan.length / 2) * (pairs + batch * (sources + results)) + 2 * batch * pairs * blocks);
     // Vectors of the weights' spectra are written once, a spectrum's far apart, and read once for each tile.
     const double write = far ? std::min(140.0, 20 * row_bytes / 2048.0) : 5, read = far ? 30 : 5;
-    const double tiles = std::ceil(blocks / plan.block_tile);
-    const double multiply = pairs * vectors * (4.4 * blocks + write + read * tiles);
+    const double tiles = std::ceil(blocks / block_tile(items));
+    const double multiply = product_time * pairs * vectors * (4.4 * blocks + write + read * tiles);
     const double signals = (sources + results) * transform(plan.length, plan.length) +
                            sources * copy(plan.length, weights ? 52 : 24) +
                            results * copy(plan.length, weights ? 52 : 68);
@@ -124,24 +137,29 @@ struct FftPlanner {
     const int64_t end = op == Op::kBackwardInput ? ceil_div(p.padding_left + p.in_length, plan.step)
                                                  : ceil_div(p.out_length, plan.phases);
     plan.elements = end - plan.first;
-    // Estimates are off by some percent.
-    double least = use == Use::kWherePossible ? std::numeric_limits<double>::infinity() : direct() / 1.1;
     // Padding modes: the padding's share of input gradients remains with the direct kernel.
     const double edges = op == Op::kBackwardInput && p.padding_mode != PaddingMode::kZeros
-                             ? direct() * (p.padding_left + p.padding_right) / p.in_length
+                             ? double(p.padding_left + p.padding_right) / p.in_length
                              : 0;
+    const auto cycles = [&](FftPlan& of, int64_t items) { return cost(of, items) + direct(items) * edges; };
+    // What decides must not depend on the batch; gradients of weights are sums over it.
+    const int64_t alone = weights ? p.batch : 1;
+    best.cycles = std::numeric_limits<double>::infinity();
     const int64_t shortest = 2 * tile.lanes * tile.lanes;
     for (int64_t length = std::max<int64_t>(shortest, std::bit_ceil(uint64_t(plan.taps))); length <= kMostLength;
          length *= 2) {
       plan.length = length;
-      const double cycles = cost(plan) + edges;
-      if (cycles < least) {
-        least = plan.cycles = cycles;
-        best = plan;
-      }
+      plan.cycles = cycles(plan, alone);
+      if (plan.cycles < best.cycles) best = plan;
       if (plan.blocks == 1) break;
     }
-    if (best.length == 0) return best;
+    const auto worth_it = [&] {
+      const double gain = direct(alone) / best.cycles;
+      if (weights || gain >= kGain || gain < kLeastAlone) return gain >= kGain;
+      plan = best;
+      return direct(kBatch) / cycles(plan, kBatch) >= kBatchGain;
+    };
+    if (best.length == 0 || (use == Use::kWhereFaster && !worth_it())) return {};
     const int64_t row_bytes = best.length * sizes.storage;
     const auto bytes = [&](int64_t spectra) { return spectra_stride(spectra) * row_bytes; };
     const int64_t sources = best.source_rows * best.block_tile, results = best.row_block * best.block_tile;

@@ -32,10 +32,16 @@ constexpr int64_t kLeastPieceBytes = 1024;
 constexpr int64_t kLongestRun = 2048;
 
 // Multiplications of a panel's element, in tiles of rows, beyond which rows are not read where they lie. On a Zen 4, at
-// 192 (512->512 channels, k 3) that saves 4 % of the time, at 640 (896->1024, k 5) nothing. Cores that multiply twice
-// as many numbers a clock, which have an L1 cache of 48 KB, want them nearer: on a Xeon it saves 13 % (1024->2048, 256
-// uses) to 36 % (96->96, 12 uses) to have a panel, and costs 8 % and more below 8 uses.
-constexpr int64_t kPanelUses = 256, kPanelUsesOfWideCores = 8, kLargestL1OfOthers = 32 << 10;
+// 192 (512->512 channels, k 3) that saves 4 % of the time, at 640 (896->1024, k 5) nothing. On a Xeon of wide cores it
+// saves 13 % (1024->2048, 256 uses) to 36 % (96->96, 12 uses) to have a panel, and costs 8 % and more below 8 uses.
+constexpr int64_t kPanelUses = 256, kPanelUsesOfWideCores = 8;
+
+// Time of a dot product over that of the register tile, which needs half as many loads. Measured in GFLOP/s as dot
+// products and outer products: 60 and 79 for 128 weights a channel on a Zen 4; on a Xeon of wide cores 89 and 143.
+constexpr double kDotTime = 1.15, kDotTimeOfWideCores = 2;
+
+// Time to transpose an element over that to copy one.
+constexpr double kTransposeTime = 4;
 
 // Of packed weights, and of those of one pass or partial sums, which threads share: with the scratch memory of one this
 // stays below 4 MiB.
@@ -132,7 +138,7 @@ struct PanelPlanner : Planner {
     // together in the cache, where rows at a multiple of 4096 bytes share a few sets: without it 256 rows 16 KB apart
     // take 5 % less time, 64 KB apart 2 % more, 512 such rows 10 % more.
     const int64_t uses = ceil_div(rows, tile.rows) * p.kernel_size;
-    const int64_t most_uses = cache.l1 > kLargestL1OfOthers ? kPanelUsesOfWideCores : kPanelUses;
+    const int64_t most_uses = wide_cores(cache) ? kPanelUsesOfWideCores : kPanelUses;
     const int64_t clash = channels * std::gcd(pitch * sizes.storage, cache.l2 / 16);
     plan.in_place = p.stride == 1 && same_type && position_stride == 1 && plan.batch_block == 1 && uses <= most_uses &&
                     clash <= 4 * cache.l2;
@@ -255,27 +261,33 @@ struct PanelPlanner : Planner {
   Plan backward_weight() const {
     Plan plan{};
     const int64_t rows = in_per_group * p.kernel_size;
-    // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and 15 % for adding up
-    // lanes and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose. So the two meet
-    // at 128 weights a channel. (Measured in GFLOP/s, outer product and dot products: 65 and 70 for 96 weights, 60 and
-    // 79 for 128, 81 and 79 for 240, 76 and 59 for 512.)
+    // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and more for adding up lanes
+    // and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose. (On a Zen 4 the two meet
+    // at 128 weights a channel. Measured in GFLOP/s, outer product and dot products: 65 and 70 for 96 weights, 60 and 79
+    // for 128, 81 and 79 for 240, 76 and 59 for 512.)
     const double fmas = double(rows) / tile.lanes, waste = double(round_up(out_per_group, tile.lanes)) / out_per_group;
-    const bool dot =
-        out_per_group * 4 <= tile.lanes || (p.out_length >= 8 * tile.lanes && fmas * 1.15 <= fmas * waste + 1.2);
+    const double dot_time = wide_cores(cache) ? kDotTimeOfWideCores : kDotTime;
+    const bool dot = out_per_group * 4 <= tile.lanes ||
+                     (p.out_length >= 8 * tile.lanes && fmas * dot_time <= fmas * waste + 1.2);
     plan.algorithm = dot ? Algorithm::kDot : Algorithm::kPanel;
     plan.direct = false;
     const int64_t sum_budget = dot ? panel_budget / tile.lanes : panel_budget;
     // A block of sums is rows x columns. For each block of columns the input is copied to the panel, min(stride, K)
     // elements an output position; for each block of rows grad_output is transposed. In this shape both cost the same.
-    const int64_t best = std::sqrt(double(sum_budget) * std::min(p.stride, p.kernel_size) / p.kernel_size);
-    plan.out_block = dot ? balanced_block(out_per_group, std::max(kDotBlock, sum_budget / rows), 1)
-                         : balanced_block(out_per_group, round_up(best - tile_columns / 2, tile_columns), tile.lanes);
+    const int64_t best =
+        std::sqrt(double(sum_budget) * std::min(p.stride, p.kernel_size) / p.kernel_size / kTransposeTime);
+    plan.out_block =
+        dot ? balanced_block(out_per_group, std::max(kDotBlock, sum_budget / rows), 1)
+            : std::min(
+                  round_up(out_per_group, tile.lanes),
+                  balanced_block(out_per_group, round_up(best - tile_columns / 2, tile_columns), tile_columns));
     const int64_t columns = plan.out_block;  // of sums
     plan.tap_block = balanced_block(p.kernel_size, std::max<int64_t>(1, sum_budget / columns), 1);
     plan.channel_block = balanced_block(in_per_group, sum_budget / columns / plan.tap_block, 1);
-    // The transposed grad_output of a tile in three quarters of the L1 cache.
+    // The transposed grad_output of a tile in the L1 cache: the longer the sums of a tile, the less do their ends weigh.
+    // (On a Xeon half, three quarters and all of it made 115, 121 and 125 GFLOP/s of 128->512 channels, k 1.)
     plan.reduction_block =
-        dot ? 1024 : std::max<int64_t>(32, cache.l1 * 3 / 4 / sizes.accumulate / std::min(columns, tile_columns));
+        dot ? 1024 : std::clamp<int64_t>(cache.l1 / sizes.accumulate / std::min(columns, tile_columns), 32, kLongestPart);
     // Panel and transposed grad_output in half of the L2 cache.
     int64_t positions;
     const auto fit = [&] {
@@ -313,6 +325,7 @@ struct PanelPlanner : Planner {
                {ceil_div(16, blocks), p.batch * p.out_length / (dot ? 1024 : 4 * plan.reduction_block),
                 kMostPartBytes / (p.out_channels * rows * sizes.accumulate)}));
     positions = std::clamp<int64_t>(positions, 1, ceil_div(p.batch * p.out_length, chunks));
+    if (!dot && positions > plan.reduction_block) positions -= positions % plan.reduction_block;
     plan.position_block = balanced_block(p.out_length, positions, 1);
     plan.position_blocks = ceil_div(p.out_length, plan.position_block);
     plan.item_pitch = (plan.position_block - 1) * (p.stride / plan.panel_stride) + 1 +
