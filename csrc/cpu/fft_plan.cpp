@@ -30,12 +30,13 @@ constexpr int64_t kMostTile = 16;
 constexpr int64_t kNearSpectra = 2, kNearSpectraOfWideCores = 8;
 
 // Times of products of spectra on cores that multiply twice as fast, where their loads are the limit, beside those of
-// the direct kernels. Fitted to 64 measurements on a Xeon, of which 60 are taken by the faster way (benchmarks/NOTES.md).
+// the direct kernels. Fitted to 64 measurements on a Xeon, of which 60 are taken by the faster way
+// (benchmarks/NOTES.md).
 constexpr double kWideProducts = 1.65, kWideProductsOfWeightGradients = 1.3;
 
 // A batch shares the spectra of its weights. The transform is taken where it is faster by kGain for an item alone, and
-// where it is faster by kBatchGain for a batch of kBatch and takes 1 / kLeastAlone times as long alone, at most: what an
-// item gives must not depend on the batch that it is in. (Estimates are off by some percent.)
+// where it is faster by kBatchGain for a batch of kBatch and takes 1 / kLeastAlone times as long alone, at most: what
+// an item gives must not depend on the batch that it is in. (Estimates are off by some percent.)
 constexpr double kGain = 1.1, kBatchGain = 1.5, kLeastAlone = 0.85;
 constexpr int64_t kBatch = 4;
 

@@ -40,8 +40,8 @@ constexpr int64_t kPanelUses = 256, kPanelUsesOfWideCores = 8;
 // products and outer products: 60 and 79 for 128 weights a channel on a Zen 4; on a Xeon of wide cores 89 and 143.
 constexpr double kDotTime = 1.15, kDotTimeOfWideCores = 2;
 
-// Time to transpose an element over that to copy one.
-constexpr double kTransposeTime = 4;
+// Time to transpose an element over that to copy one. Copies of other types are conversions.
+constexpr double kTransposeTime = 4, kTransposeTimeOfOtherTypes = 1;
 
 // Of packed weights, and of those of one pass or partial sums, which threads share: with the scratch memory of one this
 // stays below 4 MiB.
@@ -68,9 +68,8 @@ struct PanelPlanner : Planner {
       Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t taps, int64_t phases, int64_t shift,
       int64_t spread, bool all_packed) const {
     // Long rows where nothing is packed for them, or few sums are kept per column, so that a row costs little to begin.
-    const int64_t limit = all_packed || rows < tile.rows
-                              ? kLongestRun
-                              : (plan.direct ? kDirectColumnTiles : kColumnTiles) * tile_columns;
+    const int64_t limit =
+        all_packed || rows < tile.rows ? kLongestRun : (plan.direct ? kDirectColumnTiles : kColumnTiles) * tile_columns;
     plan.phase_shift = shift;
     plan.position_block = whole_tiles(length, limit);
     plan.channel_block = channels;
@@ -261,21 +260,23 @@ struct PanelPlanner : Planner {
   Plan backward_weight() const {
     Plan plan{};
     const int64_t rows = in_per_group * p.kernel_size;
-    // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and more for adding up lanes
-    // and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose. (On a Zen 4 the two meet
-    // at 128 weights a channel. Measured in GFLOP/s, outer product and dot products: 65 and 70 for 96 weights, 60 and 79
-    // for 128, 81 and 79 for 240, 76 and 59 for 512.)
+    // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and more for adding up
+    // lanes and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose. (On a Zen 4 the
+    // two meet at 128 weights a channel. Measured in GFLOP/s, outer product and dot products: 65 and 70 for 96 weights,
+    // 60 and 79 for 128, 81 and 79 for 240, 76 and 59 for 512.)
     const double fmas = double(rows) / tile.lanes, waste = double(round_up(out_per_group, tile.lanes)) / out_per_group;
     const double dot_time = wide_cores(cache) ? kDotTimeOfWideCores : kDotTime;
+    const double transpose = wide_cores(cache) && !same_type ? 2.4 : 1.2;
     const bool dot = out_per_group * 4 <= tile.lanes ||
-                     (p.out_length >= 8 * tile.lanes && fmas * dot_time <= fmas * waste + 1.2);
+                     (p.out_length >= 8 * tile.lanes && fmas * dot_time <= fmas * waste + transpose);
     plan.algorithm = dot ? Algorithm::kDot : Algorithm::kPanel;
     plan.direct = false;
     const int64_t sum_budget = dot ? panel_budget / tile.lanes : panel_budget;
     // A block of sums is rows x columns. For each block of columns the input is copied to the panel, min(stride, K)
     // elements an output position; for each block of rows grad_output is transposed. In this shape both cost the same.
-    const int64_t best =
-        std::sqrt(double(sum_budget) * std::min(p.stride, p.kernel_size) / p.kernel_size / kTransposeTime);
+    const int64_t best = std::sqrt(
+        double(sum_budget) * std::min(p.stride, p.kernel_size) / p.kernel_size /
+        (same_type ? kTransposeTime : kTransposeTimeOfOtherTypes));
     plan.out_block =
         dot ? balanced_block(out_per_group, std::max(kDotBlock, sum_budget / rows), 1)
             : std::min(
@@ -284,10 +285,11 @@ struct PanelPlanner : Planner {
     const int64_t columns = plan.out_block;  // of sums
     plan.tap_block = balanced_block(p.kernel_size, std::max<int64_t>(1, sum_budget / columns), 1);
     plan.channel_block = balanced_block(in_per_group, sum_budget / columns / plan.tap_block, 1);
-    // The transposed grad_output of a tile in the L1 cache: the longer the sums of a tile, the less do their ends weigh.
-    // (On a Xeon half, three quarters and all of it made 115, 121 and 125 GFLOP/s of 128->512 channels, k 1.)
+    // The transposed grad_output of a tile in the L1 cache: the longer the sums of a tile, the less do their ends
+    // weigh. (On a Xeon half, three quarters and all of it made 115, 121 and 125 GFLOP/s of 128->512 channels, k 1.)
     plan.reduction_block =
-        dot ? 1024 : std::clamp<int64_t>(cache.l1 / sizes.accumulate / std::min(columns, tile_columns), 32, kLongestPart);
+        dot ? 1024
+            : std::clamp<int64_t>(cache.l1 / sizes.accumulate / std::min(columns, tile_columns), 32, kLongestPart);
     // Panel and transposed grad_output in half of the L2 cache.
     int64_t positions;
     const auto fit = [&] {
@@ -312,7 +314,7 @@ struct PanelPlanner : Planner {
       positions = positions_in(
           plan.panel_phases * (p.stride / plan.panel_stride),
           plan.panel_phases * halo(taps, plan.panel_phases, plan.phase_shift));
-      return positions >= std::min(plan.reduction_block, p.batch * p.out_length);
+      return positions >= std::min(plan.reduction_block * 3 / 4, p.batch * p.out_length);
     };
     while (!fit() && plan.channel_block > 1) plan.channel_block = ceil_div(plan.channel_block, 2);
     while (!fit() && plan.tap_block > 1) plan.tap_block = ceil_div(plan.tap_block, 2);
@@ -325,7 +327,8 @@ struct PanelPlanner : Planner {
                {ceil_div(16, blocks), p.batch * p.out_length / (dot ? 1024 : 4 * plan.reduction_block),
                 kMostPartBytes / (p.out_channels * rows * sizes.accumulate)}));
     positions = std::clamp<int64_t>(positions, 1, ceil_div(p.batch * p.out_length, chunks));
-    if (!dot && positions > plan.reduction_block) positions -= positions % plan.reduction_block;
+    // In visits that are not much shorter.
+    if (!dot && 2 * positions < 3 * plan.reduction_block) positions = std::min(positions, plan.reduction_block);
     plan.position_block = balanced_block(p.out_length, positions, 1);
     plan.position_blocks = ceil_div(p.out_length, plan.position_block);
     plan.item_pitch = (plan.position_block - 1) * (p.stride / plan.panel_stride) + 1 +
