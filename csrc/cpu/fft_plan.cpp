@@ -30,7 +30,7 @@ constexpr int64_t kMostTile = 16;
 constexpr int64_t kNearSpectra = 2, kNearSpectraOfWideCores = 8;
 
 // Times of products of spectra on cores that multiply twice as fast, where their loads are the limit, beside those of
-// the direct kernels. Fitted to 64 measurements on a Xeon, of which 60 are taken by the faster way
+// the direct kernels. Fitted to 64 measurements on a Xeon, 58 of which are taken the faster way
 // (benchmarks/NOTES.md).
 constexpr double kWideProducts = 1.65, kWideProductsOfWeightGradients = 1.3;
 
