@@ -158,6 +158,14 @@ def test_is_chosen_where_it_is_faster(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPERATORS[:2])
+def test_is_chosen_for_what_batches_gain(op: str) -> None:
+    """Where an item alone takes about as long either way: its weights' spectra are shared by a batch."""
+    shape = {"in_channels": 32, "in_length": 500, "out_channels": 32, "kernel_size": 39}
+    padding = {"padding_left": 19, "padding_right": 19}
+    assert _C.plan(op, "float32", batch=1, **shape, **padding)["algorithm"] == "fft"
+
+
+@pytest.mark.parametrize("op", OPERATORS[:2])
 def test_choice_does_not_depend_on_the_batch(op: str) -> None:
     for kernel_size in range(8, 64, 2):
         shape = {"in_channels": 8, "in_length": 700, "out_channels": 8, "kernel_size": kernel_size}

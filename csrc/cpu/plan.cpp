@@ -56,14 +56,14 @@ constexpr int64_t kDotBlock = 24;
 
 // Panels, and the dot products of weight gradients.
 struct PanelPlanner : Planner {
-  // Block sizes for an operator whose panel has `channels` rows of phases and whose tile has `rows` rows, over `length`
-  // positions and `taps` taps per position. `spread`: positions added to each row of the panel, besides the halo.
-  // `all_packed`: the weights are.
   // Positions of a block, `limit` at most: whole tiles, so that none is narrower than it need be, or all.
   int64_t whole_tiles(int64_t length, int64_t limit) const {
     return std::min(round_up(length, tile.lanes), balanced_block(length, limit, tile_columns));
   }
 
+  // Block sizes for an operator whose panel has `channels` rows of phases and whose tile has `rows` rows, over `length`
+  // positions and `taps` taps per position. `spread`: positions added to each row of the panel, besides the halo.
+  // `all_packed`: the weights are.
   void panel_blocks(
       Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t taps, int64_t phases, int64_t shift,
       int64_t spread, bool all_packed) const {
@@ -233,8 +233,8 @@ struct PanelPlanner : Planner {
     for (int64_t first = 0; first < classes.count; first = classes.segment_from(first).end) {
       tiles += ceil_div(in_per_group * classes.segment_from(first).classes(), tile.rows);
     }
-    // The weights of a tile and one output channel are a piece of memory (or one for each tap, where the rows are
-    // classes): pieces of at least 256 bytes at a time.
+    // The weights of a tile and one output channel are a piece of memory, or one for each tap, where the rows are
+    // classes.
     const int64_t taps = ceil_div(p.kernel_size, period);
     const int64_t piece = tile.rows * (classes.count == 1 || in_per_group >= tile.rows ? taps : 1);
     plan.pack_tiles = std::clamp<int64_t>(kLeastPieceBytes / sizes.storage / piece, 1, kMostPackTiles);
@@ -261,9 +261,9 @@ struct PanelPlanner : Planner {
     Plan plan{};
     const int64_t rows = in_per_group * p.kernel_size;
     // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and more for adding up
-    // lanes and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose. (On a Zen 4 the
-    // two meet at 128 weights a channel. Measured in GFLOP/s, outer product and dot products: 65 and 70 for 96 weights,
-    // 60 and 79 for 128, 81 and 79 for 240, 76 and 59 for 512.)
+    // lanes and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose, twice that where
+    // wide cores have to convert, too. (On a Zen 4 the two meet at 128 weights a channel. Measured in GFLOP/s, outer
+    // product and dot products: 65 and 70 for 96 weights, 60 and 79 for 128, 81 and 79 for 240, 76 and 59 for 512.)
     const double fmas = double(rows) / tile.lanes, waste = double(round_up(out_per_group, tile.lanes)) / out_per_group;
     const double dot_time = wide_cores(cache) ? kDotTimeOfWideCores : kDotTime;
     const double transpose = wide_cores(cache) && !same_type ? 2.4 : 1.2;
@@ -327,7 +327,7 @@ struct PanelPlanner : Planner {
                {ceil_div(16, blocks), p.batch * p.out_length / (dot ? 1024 : 4 * plan.reduction_block),
                 kMostPartBytes / (p.out_channels * rows * sizes.accumulate)}));
     positions = std::clamp<int64_t>(positions, 1, ceil_div(p.batch * p.out_length, chunks));
-    // In visits that are not much shorter.
+    // In one visit, rather than in two of little more than half its length.
     if (!dot && 2 * positions < 3 * plan.reduction_block) positions = std::min(positions, plan.reduction_block);
     plan.position_block = balanced_block(p.out_length, positions, 1);
     plan.position_blocks = ceil_div(p.out_length, plan.position_block);

@@ -112,11 +112,12 @@ struct ElementSizes {
 struct CacheSizes {
   int64_t l1 = 32 << 10, l2 = 1 << 20;  // data bytes per core
 };
+CacheSizes cache_sizes();                // of this machine, as far as plans use them; read once
+void set_cache_sizes(CacheSizes sizes);  // for tests, of blocks that real caches would only need for large problems
+
 // Whether a core multiplies two vectors of 512 bits a clock, for all that is known: those with more L1 cache than 32 KB
 // do. Beside its multiplications, loads and copies weigh more.
 inline bool wide_cores(const CacheSizes& cache) { return cache.l1 > 32 << 10; }
-CacheSizes cache_sizes();                // of this machine, as far as plans use them; read once
-void set_cache_sizes(CacheSizes sizes);  // for tests, of blocks that real caches would only need for large problems
 
 Plan make_plan(Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache);
 
