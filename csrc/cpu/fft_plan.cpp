@@ -29,9 +29,8 @@ constexpr int64_t kMostTile = 16;
 // In L2 caches: spectra of weights of one group beyond which they come from memory, not from a near cache.
 constexpr int64_t kNearSpectra = 2, kNearSpectraOfWideCores = 8;
 
-// Times of products of spectra on cores that multiply twice as fast, where their loads are the limit, beside those of
-// the direct kernels. Fitted to 64 measurements on a Xeon, 58 of which are taken the faster way
-// (benchmarks/NOTES.md).
+// On cores that multiply twice as fast products of spectra gain less than the direct kernels do, by these factors: a
+// fit to 64 measurements of 23 layers on a Xeon, of which 58 then go the faster way.
 constexpr double kWideProducts = 1.65, kWideProductsOfWeightGradients = 1.3;
 
 // A batch shares the spectra of its weights. The transform is taken where it is faster by kGain for an item alone, and

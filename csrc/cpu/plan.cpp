@@ -15,12 +15,13 @@ namespace {
 // Tiles of columns per panel: each tile of weights is packed once for all of them. More of them where the sums are kept
 // in the result itself; else the panel is filled again for each block of results. With 8, 12, 16, 24 and 32 tiles, the
 // input gradient of 1024->256 channels, k 9, ran at 147, 158, 162, 171 and 168 GFLOP/s on a Xeon, that of 1024->896,
-// k 5, at 134, 144, 148, 158 and 165.
+// k 5, at 134, 144, 148, 158 and 165; with 8, 12, 16 and 24 one of stride 2, whose sums are not, at 45, 70, 50 and 56
+// on a busy Zen 4.
 constexpr int64_t kColumnTiles = 12, kDirectColumnTiles = 24;
 
 // Tiles of columns below which a panel has fewer channels rather than fewer positions, though their weights are packed
 // once: all of them are read again for each panel. With 2, 3, 4, 5 and 6 tiles, 512->512 channels, k 3, stride 2, ran
-// at 144, 152, 150, 158 and 158 GFLOP/s.
+// at 144, 152, 150, 158 and 158 GFLOP/s on a Xeon.
 constexpr int64_t kFewColumnTiles = 5;
 
 // Of weights that lie strided in memory, as input gradients read them, tiles that together make pieces of so many bytes
@@ -36,8 +37,8 @@ constexpr int64_t kLongestRun = 2048;
 // saves 13 % (1024->2048, 256 uses) to 36 % (96->96, 12 uses) to have a panel, and costs 8 % and more below 8 uses.
 constexpr int64_t kPanelUses = 256, kPanelUsesOfWideCores = 8;
 
-// Time of a dot product over that of the register tile, which needs half as many loads. Measured in GFLOP/s as dot
-// products and outer products: 60 and 79 for 128 weights a channel on a Zen 4; on a Xeon of wide cores 89 and 143.
+// Time of a dot product over that of the register tile, transposes apart. Weight gradients of 128 weights a channel, as
+// dot products and as outer products: 79 and 60 GFLOP/s on a Zen 4; 79 and 121 on a Xeon of wide cores.
 constexpr double kDotTime = 1.15, kDotTimeOfWideCores = 2;
 
 // Time to transpose an element over that to copy one. Copies of other types are conversions.
@@ -314,6 +315,7 @@ struct PanelPlanner : Planner {
       positions = positions_in(
           plan.panel_phases * (p.stride / plan.panel_stride),
           plan.panel_phases * halo(taps, plan.panel_phases, plan.phase_shift));
+      // Three quarters of a visit will do.
       return positions >= std::min(plan.reduction_block * 3 / 4, p.batch * p.out_length);
     };
     while (!fit() && plan.channel_block > 1) plan.channel_block = ceil_div(plan.channel_block, 2);

@@ -115,8 +115,8 @@ struct CacheSizes {
 CacheSizes cache_sizes();                // of this machine, as far as plans use them; read once
 void set_cache_sizes(CacheSizes sizes);  // for tests, of blocks that real caches would only need for large problems
 
-// Whether a core multiplies two vectors of 512 bits a clock, for all that is known: those with more L1 cache than 32 KB
-// do. Beside its multiplications, loads and copies weigh more.
+// Whether a core multiplies two vectors of 512 bits a clock: a guess, from the 48 KB of L1 cache that most of those
+// have. Beside its multiplications, loads and copies weigh more.
 inline bool wide_cores(const CacheSizes& cache) { return cache.l1 > 32 << 10; }
 
 Plan make_plan(Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache);

@@ -61,7 +61,7 @@ struct Tile {
   int64_t columns;
 };
 
-// kExact: of b, no more than the columns is read, which are one vector at most.
+// kExact: of b, no more than the columns is read, which are one vector at most. kAhead: for tile.ahead other than 0.
 template <class T, int kRows, int kVectors, bool kPacked, int kProducts, bool kExact = false, bool kAhead = false>
 void run_tile(const Tile<T>& tile) {
   static_assert(!kExact || kVectors == 1);
@@ -116,12 +116,12 @@ constexpr int max_vectors(int rows) { return kTileAccumulators / rows < 12 ? kTi
 template <class T, bool kPacked, int kProducts, int kRows, int kVectors>
 void run_tile_of_width(const Tile<T>& tile, int64_t vectors) {
   if constexpr (kVectors > 0) {
-    if constexpr (kVectors == max_vectors(kRows) && (kPacked || kRows == 1)) {
-      if (vectors == kVectors && tile.ahead != 0) {
-        return run_tile<T, kRows, kVectors, kPacked, kProducts, false, true>(tile);
+    if (vectors == kVectors) {
+      if constexpr (kVectors == max_vectors(kRows) && (kPacked || kRows == 1)) {
+        if (tile.ahead != 0) return run_tile<T, kRows, kVectors, kPacked, kProducts, false, true>(tile);
       }
+      return run_tile<T, kRows, kVectors, kPacked, kProducts>(tile);
     }
-    if (vectors == kVectors) return run_tile<T, kRows, kVectors, kPacked, kProducts>(tile);
     run_tile_of_width<T, kPacked, kProducts, kRows, kVectors - 1>(tile, vectors);
   }
 }
