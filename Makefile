@@ -53,7 +53,7 @@ cpp-test: $(DONE)-build $(DONE)-cpp
 ASAN := -fsanitize=address --param asan-instrumentation-with-call-threshold=0
 ASAN_PYTHON = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPATH=build/asan/lib $(BIN)/python
-ASAN_TESTS := kernels ops errors functional modules autograd func autocast nonfinite random fuzz plan fft toom_cook
+ASAN_TESTS := kernels ops errors functional modules autograd func autocast nonfinite random fuzz plan fft toom_cook amx
 
 asan-test: $(DONE)-build $(DONE)-test
 	@echo "Compiling the extension with AddressSanitizer: a few minutes."
@@ -94,7 +94,7 @@ bench: $(DONE)-extension $(DONE)-bench
 TIDY_FLAGS = -std=c++20 -fopenmp -Icsrc -DTORCH_EXTENSION_NAME=_C $(shell $(BIN)/python -c 'import sysconfig, torch; \
 	from torch.utils.cpp_extension import include_paths; print(*("-isystem" + path for path in \
 	[*include_paths(), sysconfig.get_path("include")]))') -idirafter $(dir $(shell $(CXX) -print-file-name=include/omp.h)) \
-	$(if $(filter x86_64,$(shell uname -m)),-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c)
+	$(if $(filter x86_64,$(shell uname -m)),-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mamx-tile -mamx-bf16 -mfma -mf16c)
 
 # The CUDA part needs headers of the toolkit's. tests/emulator is CUDA as well, of a kind.
 CUDA_INCLUDE := $(patsubst %/cuda_runtime_api.h,%,$(wildcard $(or $(CUDA_HOME),/usr/local/cuda)/include/cuda_runtime_api.h))

@@ -48,6 +48,7 @@ if sysconfig.get_platform().endswith("x86_64"):
     ISA_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
     ISA_FLAGS["avx512"] = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
     ISA_FLAGS["avx512_bf16"] = "-mavx512bf16 -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
+    ISA_FLAGS["amx"] = "-mamx-tile -mamx-bf16 -mavx512bf16 -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
 # Host code as above. torch adds -gencode for TORCH_CUDA_ARCH_LIST, by default for these, as far as nvcc knows them.
 NVCC_FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-g0,-fvisibility=hidden,-fstack-protector-strong"]
 CUDA_ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]

@@ -2,6 +2,7 @@
 
 conv1d_ext.backends.cpu.allow_fft        whether long kernels may go through the Fourier transform
 conv1d_ext.backends.cpu.allow_toom_cook  whether float32 may go through Toom-Cook's algorithm, at a lower precision
+conv1d_ext.backends.cpu.allow_amx        whether float32 and bfloat16 may go through the CPU's matrix unit
 conv1d_ext.backends.cpu.flags(...)       a context manager that sets switches and puts them back
 conv1d_ext.backends.cuda.enabled         whether CUDA tensors go to the CUDA kernels, or to torch's own operator
 conv1d_ext.backends.cuda.flags(...)      the same as for the CPU
@@ -46,10 +47,26 @@ class _Cpu:
     def allow_toom_cook(self, allowed: bool) -> None:
         _C.set_toom_cook_use("where faster" if allowed else "never")
 
+    @property
+    def allow_amx(self) -> bool:
+        """Whether layers that are faster by the matrix unit (AMX) go through it, if there is one. False unless set.
+
+        float32 is taken apart into three bfloat16, so that nothing is lost: its error is that of direct sums, or less.
+        """
+        return _C.amx_use() != "never"
+
+    @allow_amx.setter
+    def allow_amx(self, allowed: bool) -> None:
+        _C.set_amx_use("where faster" if allowed else "never")
+
     @contextmanager
-    def flags(self, *, allow_fft: bool | None = None, allow_toom_cook: bool | None = None) -> Iterator[None]:
+    def flags(
+        self, *, allow_fft: bool | None = None, allow_toom_cook: bool | None = None, allow_amx: bool | None = None
+    ) -> Iterator[None]:
         """Sets the switches that are given while it is open."""
-        before = _C.fft_use(), _C.toom_cook_use()
+        before = _C.fft_use(), _C.toom_cook_use(), _C.amx_use()
+        if allow_amx is not None:
+            self.allow_amx = allow_amx
         if allow_fft is not None:
             self.allow_fft = allow_fft
         if allow_toom_cook is not None:
@@ -59,6 +76,7 @@ class _Cpu:
         finally:
             _C.set_fft_use(before[0])
             _C.set_toom_cook_use(before[1])
+            _C.set_amx_use(before[2])
 
 
 class _Cuda:

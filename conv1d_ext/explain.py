@@ -169,7 +169,7 @@ def _fft_error(dtype: torch.dtype, length: int) -> float:
 
 def _fma_peak(dtype: torch.dtype) -> float:
     """FLOP/s of one core."""
-    pairs = dtype == torch.bfloat16 and _C.isa() == "avx512_bf16"
+    pairs = dtype == torch.bfloat16 and _C.isa() in ("avx512_bf16", "amx")
     return _float32_peak(_C.isa()) * (2 if pairs else 0.5 if dtype == torch.float64 else 1)
 
 

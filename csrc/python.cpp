@@ -199,6 +199,7 @@ Use parse_use(const std::string& name) {
   TORCH_CHECK_VALUE(false, "expected never, where faster or where possible, but got '", name, "'");
 }
 void use_fft(const std::string& name) { set_fft_use(parse_use(name)); }
+void use_amx(const std::string& name) { set_amx_use(parse_use(name)); }
 void use_toom_cook(const std::string& name) { set_toom_cook_use(parse_use(name)); }
 
 // conv1d_ext/_load.py reads this in the file, before it lets the loader have it.
@@ -249,9 +250,22 @@ py::dict plan(
   problem.weight = {in_channels / groups * kernel_size, kernel_size, 1};
   problem.accumulate = accumulate;
   const TileShape& tile = dtype == "float64" ? table.tile_double : table.tile_float;
-  const auto [plan, fft, toom_cook] =
+  const auto [plan, fft, toom_cook, amx] =
       make_plans(ops.at(op_name), problem, kernels.at(dtype)->sizes, tile, cache_sizes(), allowed_uses());
   py::dict fields;
+  if (amx.pieces > 0) {
+    fields["algorithm"] = "amx";
+    fields["pieces"] = amx.pieces;
+    fields["step_taps"] = amx.step_taps;
+    fields["channel_steps"] = amx.channel_steps;
+    fields["panel_phases"] = amx.panel_phases;
+    fields["batch_block"] = amx.batch_block;
+    fields["position_block"] = amx.position_block;
+    fields["pass_tiles"] = amx.pass_tiles;
+    fields["scratch_bytes"] = amx.scratch_bytes;
+    fields["shared_bytes"] = amx.packed_bytes;
+    return fields;
+  }
   if (fft.length > 0) {
     fields["algorithm"] = "fft";
     fields["fft_length"] = fft.length;
@@ -334,6 +348,8 @@ PYBIND11_MODULE(_C, m) {
       "set_cache_sizes", [](int64_t l1, int64_t l2) { set_cache_sizes({l1, l2}); }, "For tests: plan for such caches.");
   m.def("fft_use", [] { return std::string(kUses[int(fft_use())]); }, "Where convolutions go through the FFT.");
   m.def("set_fft_use", torch::wrap_pybind_function(&use_fft), "'never', 'where faster', for tests 'where possible'.");
+  m.def("amx_use", [] { return std::string(kUses[int(amx_use())]); }, "The same of the matrix unit.");
+  m.def("set_amx_use", torch::wrap_pybind_function(&use_amx), "As set_fft_use.");
   m.def("toom_cook_use", [] { return std::string(kUses[int(toom_cook_use())]); }, "The same of Toom-Cook's algorithm.");
   m.def("set_toom_cook_use", torch::wrap_pybind_function(&use_toom_cook), "As set_fft_use.");
   m.def("cuda_enabled", &cuda_enabled, "Whether CUDA tensors go to the CUDA kernels, where these were built.");

@@ -102,7 +102,7 @@ def test_memory_format_follows_the_weight(dtype: torch.dtype) -> None:
 
 def as_computed(values: torch.Tensor, isa: str) -> torch.Tensor:
     """The instruction for pairs of bfloat16 takes denormals for zero, and so does torch where it uses it."""
-    if isa == "avx512_bf16" and values.dtype == torch.bfloat16:
+    if isa in ("avx512_bf16", "amx") and values.dtype == torch.bfloat16:
         return torch.where(values.abs() < torch.finfo(values.dtype).tiny, 0, values)
     return values
 

@@ -60,7 +60,7 @@ const Plans& plans_for(const Conv1dProblem& problem, const Kernels& kernels) {
   // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison)
   if (known.kernels != &kernels.run || std::memcmp(&known.problem, &problem, sizeof problem) != 0 ||
       std::memcmp(&known.cache, &cache, sizeof cache) != 0 || known.uses.fft != uses.fft ||
-      known.uses.toom_cook != uses.toom_cook) {
+      known.uses.toom_cook != uses.toom_cook || known.uses.amx != uses.amx) {
     plans = make_plans(op, problem, kernels.run.sizes, kernels.tile, cache, uses);
     known = {problem, &kernels.run, cache, uses};
   }
@@ -281,13 +281,40 @@ std::vector<uint8_t> run_toom_cook(
   return alarms;
 }
 
-// Through the transform that the plans choose.
+// The same by the matrix unit.
+std::vector<uint8_t> run_amx(
+    Op op, const Kernels& kernels, const Conv1dProblem& problem, const AmxPlan& plan, const Operands& operands) {
+  const AmxKernels& amx = kernels.run.amx;
+  const at::DataPtr packed_weight = allocate(plan.packed_bytes);
+  std::vector<uint8_t> alarms(problem.batch);
+  AmxArgs args{};
+  args.operands = operands;
+  args.packed_weight = packed_weight.get();
+  args.alarms = alarms.data();
+  const auto pass = [&](AmxPass kernel, int64_t units, double work) {
+    for_ranges(units, work, [&](int64_t begin, int64_t end) {
+      kernel(op, problem, plan, args, scratch_memory(plan.scratch_bytes), begin, end);
+    });
+  };
+  const int64_t tiles = problem.groups * plan.row_tiles;
+  for (args.first_tile = 0; args.first_tile < tiles; args.first_tile += plan.pass_tiles) {
+    args.tile_count = std::min(plan.pass_tiles, tiles - args.first_tile);
+    pass(amx.pack_weights, args.tile_count, plan.packed_bytes);
+    pass(amx.multiply_blocks, plan.units * args.tile_count, plan.cycles * args.tile_count / tiles);
+  }
+  return alarms;
+}
+
+// Through the transform that the plans choose, or the matrix unit.
 std::vector<uint8_t> run_transformed(
     Op op, const Kernels& kernels, const Conv1dProblem& problem, const Plans& plans, const Operands& operands) {
+  if (plans.amx.pieces > 0) return run_amx(op, kernels, problem, plans.amx, operands);
   return plans.fft.length > 0 ? run_fft(op, kernels, problem, plans.fft, operands)
                               : run_toom_cook(op, kernels, problem, plans.toom_cook, operands);
 }
-bool is_direct(const Plans& plans) { return plans.fft.length == 0 && plans.toom_cook.taps == 0; }
+bool is_direct(const Plans& plans) {
+  return plans.fft.length == 0 && plans.toom_cook.taps == 0 && plans.amx.pieces == 0;
+}
 
 // Computes the batch items that have an alarm again. at(n): the arguments for batch item n.
 template <class ArgsAt>

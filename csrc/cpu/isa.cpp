@@ -1,5 +1,13 @@
 #include "cpu/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+// glibc has it, and declares it nowhere.
+extern "C" int arch_prctl(int code, unsigned long address);
+#endif
+
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +17,23 @@ namespace {
 
 #if defined(__x86_64__)
 constexpr bool kX86 = true;
+// GCC 12's own check doesn't know it.
+bool has_amx_bf16() {
+  unsigned a, b, c, d;
+  constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTile) != 0 && (d & kBf16) != 0;
+}
+// Linux gives a process the tile registers on request, since they are large to save.
+bool may_use_tiles() {
+#ifdef __linux__
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool allowed = arch_prctl(kRequestPermission, kTileData) == 0;
+  return allowed;
+#else
+  return false;
+#endif
+}
+
 // libgcc checks cpuid and, through xgetbv, that the operating system saves the wide registers.
 bool cpu_has(Isa isa) {
   __builtin_cpu_init();
@@ -23,6 +48,8 @@ bool cpu_has(Isa isa) {
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     case Isa::kAvx512Bf16:
       return cpu_has(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAmx:
+      return cpu_has(Isa::kAvx512Bf16) && has_amx_bf16() && may_use_tiles();
   }
   return false;
 }
@@ -41,7 +68,7 @@ Isa choose_isa() {
   Isa isa;
   if (!parse_isa(wish, &isa)) {
     std::fprintf(
-        stderr, "conv1d_ext: CONV1D_EXT_ISA='%s' is not portable, avx2, avx512 or avx512_bf16; using %s\n", wish,
+        stderr, "conv1d_ext: CONV1D_EXT_ISA='%s' is not portable, avx2, avx512, avx512_bf16 or amx; using %s\n", wish,
         isa_name(best));
   } else if (!isa_supported(isa)) {
     std::fprintf(stderr, "conv1d_ext: this CPU or build has no %s; using %s\n", wish, isa_name(best));
@@ -68,6 +95,8 @@ const char* isa_name(Isa isa) {
       return "avx512";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
+    case Isa::kAmx:
+      return "amx";
   }
   return "";
 }
@@ -94,13 +123,21 @@ bool set_isa(Isa isa) {
 
 const KernelTable& kernel_table(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512Bf16) {
-    static const KernelTable table = [] {
+  if (isa == Isa::kAvx512Bf16 || isa == Isa::kAmx) {
+    static const KernelTable bf16 = [] {
       KernelTable changed = avx512::kernel_table;
       changed.bfloat16 = avx512_bf16::bfloat16_kernels;
       return changed;
     }();
-    return table;
+    static const KernelTable amx = [] {
+      KernelTable changed = bf16;
+      changed.float32.amx = amx::float32_kernels;
+      changed.float32.sizes.pieces = 3;
+      changed.bfloat16.amx = amx::bfloat16_kernels;
+      changed.bfloat16.sizes.pieces = 1;
+      return changed;
+    }();
+    return isa == Isa::kAmx ? amx : bf16;
   }
   if (isa == Isa::kAvx512) return avx512::kernel_table;
   if (isa == Isa::kAvx2) return avx2::kernel_table;

@@ -3,6 +3,7 @@
 // memory of plan.scratch_bytes (64-byte aligned, one per thread) and a range of the plan's work units.
 #pragma once
 
+#include "cpu/amx_plan.h"
 #include "cpu/fft_plan.h"
 #include "cpu/plan.h"
 #include "cpu/toom_cook_plan.h"
@@ -87,6 +88,21 @@ struct ToomCookKernels {
   ToomCookPass sum_products;                        // backward_weight
 };
 
+struct AmxArgs {
+  Operands operands;
+  void* packed_weight;  // plan.packed_bytes, shared by all threads
+  uint8_t* alarms;      // as in FftArgs; also where operands are so small that the matrix unit would lose bits
+
+  int64_t first_tile, tile_count;  // what this pass is for: row tiles of all groups, plan.pass_tiles at most
+};
+
+// Convolution by the matrix unit (amx_conv_inl.h, which says what the work units are).
+using AmxPass =
+    void (*)(Op, const Conv1dProblem&, const AmxPlan&, const AmxArgs&, void* scratch, int64_t begin, int64_t end);
+struct AmxKernels {
+  AmxPass pack_weights, multiply_blocks;  // forward and backward_input
+};
+
 // The kernels of one storage type.
 struct KernelSet {
   ElementSizes sizes;
@@ -114,6 +130,7 @@ struct KernelSet {
 
   FftKernels fft;                // of types that are computed as they are stored
   ToomCookKernels toom_cook[4];  // of float; for plan.taps = 2..5
+  AmxKernels amx;                // where sizes.pieces > 0
 };
 
 struct KernelTable {
@@ -133,6 +150,9 @@ extern const KernelTable kernel_table;
 }
 namespace avx512_bf16 {
 extern const KernelSet bfloat16_kernels;  // the others are those of avx512
+}
+namespace amx {
+extern const AmxKernels float32_kernels, bfloat16_kernels;  // the others are those of avx512_bf16
 }
 
 }  // namespace conv1d_ext

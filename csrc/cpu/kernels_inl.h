@@ -6,6 +6,7 @@
 #include "cpu/tap_classes_inl.h"
 #include "cpu/tile_inl.h"
 #include "cpu/panel_inl.h"
+#include "cpu/view_inl.h"
 #include "cpu/dot_inl.h"
 #include "cpu/columns_inl.h"
 #include "cpu/ends_inl.h"
@@ -74,6 +75,7 @@ constexpr KernelSet kernel_set() {
       backward_weight<Storage>,
       backward_weight_sum<Storage>,
       backward_bias<Storage>,
+      {},
       {},
       {}};
   if constexpr (kStoredAsComputed<Storage>) set.fft = fft_kernels<Storage>();

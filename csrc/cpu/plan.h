@@ -107,6 +107,8 @@ struct ElementSizes {
   int64_t storage, accumulate;  // bytes
   // Channels of the sum in one element of a panel or of packed weights: 2 for bfloat16 where the CPU multiplies pairs.
   int64_t pair;
+  // bfloat16 that a matrix unit takes an element for the sum of; 0 where there is none, or it has no such elements.
+  int64_t pieces = 0;
 };
 
 struct CacheSizes {

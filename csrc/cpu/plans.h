@@ -1,6 +1,7 @@
 // The algorithm of a call: a pure function of the problem and of what the caller allows.
 #pragma once
 
+#include "cpu/amx_plan.h"
 #include "cpu/fft_plan.h"
 #include "cpu/plan.h"
 #include "cpu/toom_cook_plan.h"
@@ -12,10 +13,11 @@ struct Plans {
   // At most one of these is taken; where neither is, `direct`.
   FftPlan fft;
   ToomCookPlan toom_cook;
+  AmxPlan amx;
 };
 
 struct Uses {
-  Use fft, toom_cook;
+  Use fft, toom_cook, amx;
 };
 
 Plans make_plans(

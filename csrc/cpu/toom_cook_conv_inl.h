@@ -12,33 +12,6 @@
 namespace conv1d_ext {
 namespace {
 
-// A convolution of stride 1 as the operator sees it:
-//   result[n][row][t] = sum over channel, k of weight(row, channel, k) * source[n][channel][t + k * dilation - left].
-struct ToomCookView {
-  TensorStrides source, result;
-  int64_t source_length, result_length, channels, rows;
-  int64_t left;
-  int64_t end;  // of source positions that are defined: length and padding
-  PaddingMode padding_mode;
-  int64_t weight_row, weight_channel;
-  bool reversed;  // taps
-
-  ToomCookView(Op op, const Conv1dProblem& p) : reversed(op == Op::kBackwardInput) {
-    const int64_t in = p.in_channels / p.groups, out = p.out_channels / p.groups;
-    if (reversed) {
-      source = p.output, result = p.input, source_length = end = p.out_length, result_length = p.in_length;
-      channels = out, rows = in, left = p.dilation * (p.kernel_size - 1) - p.padding_left;
-      padding_mode = PaddingMode::kZeros;
-      weight_row = p.weight.in_channel, weight_channel = p.weight.out_channel;
-    } else {
-      source = p.input, result = p.output, source_length = p.in_length, result_length = p.out_length;
-      channels = in, rows = out, left = p.padding_left, end = p.in_length + p.padding_right;
-      padding_mode = p.padding_mode;
-      weight_row = p.weight.out_channel, weight_channel = p.weight.in_channel;
-    }
-  }
-};
-
 template <int kTaps>
 class ToomCookConv {
   using T = float;
@@ -48,7 +21,7 @@ class ToomCookConv {
 
  public:
   ToomCookConv(Op op, const Conv1dProblem& problem, const ToomCookPlan& plan, const ToomCookArgs& args, void* memory)
-      : p_(problem), plan_(plan), args_(args), view_(op, problem) {
+      : p_(problem), plan_(plan), args_(args), view_(op == Op::kBackwardInput, problem) {
     Scratch scratch{static_cast<char*>(memory)};
     panel_ = scratch.take<T>(plan.panel_elements);
     sums_ = scratch.take<T>(plan.sum_elements);
@@ -601,7 +574,7 @@ class ToomCookConv {
   const Conv1dProblem& p_;
   const ToomCookPlan& plan_;
   const ToomCookArgs& args_;
-  const ToomCookView view_;
+  const ForwardView view_;
   T *panel_, *sums_, *grads_, *line_, *quads_, *slab_;
   int64_t *a_step_, *b_step_, *row_offset_;
 };

@@ -1,0 +1,150 @@
+// What the matrix unit multiplies: tiles of bfloat16, and the pieces that elements are taken apart into. In memory
+//   a: [row][product], 32 products in a cache line;
+//   b: [pair of products][column], a pair in 32 bits.
+#pragma once
+
+namespace conv1d_ext {
+namespace {
+
+// Pieces of an element: enough for all of its bits.
+template <class Storage>
+constexpr int kAmxPieces = 1;
+template <>
+constexpr int kAmxPieces<float> = 3;
+
+// Numbers below are not worth the unit's flushing denormals: a float's last piece is 2^-16 of it, products of the
+// largest ones must be far from 2^-126.
+constexpr float kLeastAmxScale = 0x1p-48f;
+
+// Tiles of 16 rows of 64 bytes. Constant data: compilers don't know that the instruction reads all of it.
+struct AmxConfiguration {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+alignas(64) constexpr AmxConfiguration kAmxConfiguration;
+
+// c[row][column] of kRows x kColumns tiles.
+struct AmxProduct {
+  const uint16_t* a;  // [piece][row][product], at a_step[step] for each step
+  int64_t a_piece;
+  const int64_t* a_step;
+  const uint16_t* b;  // [step][piece][tile of columns][pair][column], pairs in 32 bits
+  int64_t steps;
+  float* c;
+  int64_t c_row;
+};
+
+constexpr int64_t kAmxTile = kAmxSide * kAmxDepth;
+
+// Tile registers: 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns. All tiles of operands are 1 KB in a row.
+template <int kRows, int kColumns>
+struct AmxRegisters {
+  static void load_rows(const uint16_t* a) {
+    _tile_loadd(4, a, 64);
+    if constexpr (kRows == 2) _tile_loadd(5, a + kAmxTile, 64);
+  }
+  static void load_columns(const uint16_t* b) {
+    _tile_loadd(6, b, 64);
+    if constexpr (kColumns == 2) _tile_loadd(7, b + kAmxTile, 64);
+  }
+  static void multiply() {
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (kColumns == 2) _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kRows == 2) _tile_dpbf16ps(2, 5, 6);
+    if constexpr (kRows == 2 && kColumns == 2) _tile_dpbf16ps(3, 5, 7);
+  }
+  static void clear() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  static void store(float* c, int64_t row) {
+    _tile_stored(0, c, row * 4);
+    if constexpr (kColumns == 2) _tile_stored(1, c + kAmxSide, row * 4);
+    if constexpr (kRows == 2) _tile_stored(2, c + kAmxSide * row, row * 4);
+    if constexpr (kRows == 2 && kColumns == 2) _tile_stored(3, c + kAmxSide * row + kAmxSide, row * 4);
+  }
+};
+
+// Compilers don't know what tile instructions read and write.
+inline void finish_memory_accesses() { asm volatile("" ::: "memory"); }
+
+template <int kRows, int kColumns, int kPieces>
+void multiply_tiles(const AmxProduct& p) {
+  using Registers = AmxRegisters<kRows, kColumns>;
+  constexpr int64_t kPiece = 2 * kAmxTile;  // of b
+  finish_memory_accesses();
+  Registers::clear();
+  const auto row_tiles = [&](int64_t step) { return p.a + p.a_step[step]; };
+  const auto column_tiles = [&](int64_t step) { return p.b + step * kPieces * kPiece; };
+  if constexpr (kPieces == 3) {
+    // The small products first, while the sums are as small; for each the tiles of one operand are loaded.
+    for (int64_t step = 0; step < p.steps; ++step) {
+      const uint16_t *a = row_tiles(step), *b = column_tiles(step);
+      Registers::load_rows(a + 2 * p.a_piece);
+      Registers::load_columns(b);
+      Registers::multiply();
+      Registers::load_rows(a + p.a_piece);
+      Registers::multiply();
+      Registers::load_columns(b + kPiece);
+      Registers::multiply();
+      Registers::load_rows(a);
+      Registers::multiply();
+      Registers::load_columns(b + 2 * kPiece);
+      Registers::multiply();
+    }
+  }
+  for (int64_t step = 0; step < p.steps; ++step) {
+    Registers::load_rows(row_tiles(step));
+    Registers::load_columns(column_tiles(step));
+    Registers::multiply();
+  }
+  Registers::store(p.c, p.c_row);
+  finish_memory_accesses();
+}
+
+// For up to two tiles of rows and of columns.
+template <int kPieces>
+void multiply_tiles(const AmxProduct& product, int64_t rows, int64_t columns) {
+  if (rows > kAmxSide) {
+    columns > kAmxSide ? multiply_tiles<2, 2, kPieces>(product) : multiply_tiles<2, 1, kPieces>(product);
+  } else {
+    columns > kAmxSide ? multiply_tiles<1, 2, kPieces>(product) : multiply_tiles<1, 1, kPieces>(product);
+  }
+}
+
+// The pieces of a vector: each in the upper halves of its lanes, the others in its remainder.
+template <int kPieces>
+void take_apart(F32 x, F32 (&pieces)[kPieces]) {
+  const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(int32_t(0xffff0000));
+#pragma GCC unroll 3
+  for (int i = 0; i < kPieces; ++i) {
+    if (i + 1 < kPieces) {  // to nearest; what is left of the last one are 8 bits at most
+      pieces[i].v = _mm512_castsi512_ps(_mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x.v), half), upper));
+      x = sub(x, pieces[i]);
+    } else {
+      pieces[i] = x;
+    }
+  }
+}
+
+// The bits of the largest magnitude of those seen: NaN is larger than infinity, and that than numbers.
+class Largest {
+ public:
+  void see(F32 x) {
+    const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff));
+    lanes_ = _mm512_max_epu32(lanes_, magnitude);
+  }
+  uint32_t bits() const { return _mm512_reduce_max_epu32(lanes_); }
+
+ private:
+  __m512i lanes_ = _mm512_setzero_si512();
+};
+
+// Whether numbers, the largest of which has these bits, are so small that the unit would take for zero what counts.
+inline bool is_tiny(uint32_t bits) { return bits > 0 && bits < float_bits(kLeastAmxScale); }
+
+}  // namespace
+}  // namespace conv1d_ext

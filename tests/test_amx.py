@@ -1,0 +1,131 @@
+"""Convolution by the matrix unit: right on every shape, as exact as direct sums, whatever its operands' magnitude."""
+
+from collections.abc import Iterator
+
+import pytest
+import reference
+import torch
+from cases import CASES, Case, make_operands
+from test_fft import check_bits, results
+from test_nonfinite import check_places
+from test_plan import LAYERS
+
+from conv1d_ext import _C
+from conv1d_ext.backends import cpu
+
+pytestmark = pytest.mark.skipif("amx" not in _C.supported_isas(), reason="this CPU has no matrix unit")
+
+OPS = torch.ops.conv1d_ext
+OPERATORS = ["conv1d", "conv1d_backward_input"]
+CASES = [case for case in CASES if case.batch > 0]
+# Several blocks, passes and items of a panel; channels and taps that fill no step, and taps that share one; strides
+# with phases; rows and positions that fill no tile.
+LARGE = [
+    Case(2, 70, 700, 33, 3, padding=(1, 1), padding_mode="circular"),
+    Case(1, 33, 2000, 50, 4, padding=(3, 0), dilation=5),
+    Case(2, 24, 1800, 24, 5, padding=(8, 8), dilation=4, groups=3),
+    Case(9, 40, 30, 17, 7, padding=(3, 3)),
+    Case(1, 3, 3000, 16, 11, padding=(25, 25), dilation=5, padding_mode="reflect"),
+    Case(1, 1, 5000, 40, 200, stride=80),
+    Case(2, 96, 801, 130, 5, stride=3, padding=(2, 2)),
+    Case(1, 600, 200, 530, 3, padding=(1, 1)),
+]
+
+
+@pytest.fixture
+def everywhere() -> Iterator[None]:
+    """All that the matrix unit can compute it does."""
+    before, isa = _C.amx_use(), _C.isa()
+    _C.set_isa("amx")
+    _C.set_amx_use("where possible")
+    yield
+    _C.set_amx_use(before)
+    _C.set_isa(isa)
+
+
+def check(case: Case) -> None:
+    """Against direct sums of random numbers: 256 of them are a part, whose error is some units."""
+    operands = make_operands(case)
+    exact = results(reference, case, *operands)
+    for actual, expected in zip(results(OPS, case, *operands)[:2], exact, strict=False):
+        error = (actual - expected).norm() / expected.norm().clamp(min=1)
+        assert error < 3 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
+def test_matches_oracle(case: Case, everywhere: None) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_matches_oracle_in_many_blocks(case: Case, everywhere: None) -> None:
+    caches = _C.cache_sizes()
+    try:
+        _C.set_cache_sizes(4 << 10, 64 << 10)
+        check(case)
+    finally:
+        _C.set_cache_sizes(*caches)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_is_no_less_exact_than_torch(case: Case, everywhere: None) -> None:
+    x, w, *_ = make_operands(case)
+    x, w = torch.randn_like(x), torch.randn_like(w)
+    exact = reference.conv1d(x, w, None, **case.geometry)
+    ours, torchs = OPS.conv1d(x, w, None, **case.geometry), reference.torch_conv1d(x, w, None, **case.geometry)
+    assert (ours - exact).norm() <= 1.1 * (torchs - exact).norm()
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e-12, 1e12, 1e30])
+def test_magnitude_of_operands_costs_no_digits(scale: float, everywhere: None) -> None:
+    """Below some 1e-15 the unit would round pieces to zero, above they could overflow."""
+    x, w = torch.randn(2, 64, 300), torch.randn(64, 64, 3)
+    exact = torch.conv1d(x.double(), w.double())
+    for y in (OPS.conv1d(x * scale, w), OPS.conv1d(x, w * scale)):
+        error = (y.double() / scale - exact).norm() / exact.norm()
+        assert error < (1e-6 if scale > 1e-37 else 1e-5)  # denormal numbers have fewer bits
+
+
+@pytest.mark.parametrize("spoil", ["input", "weight", "grad_output"])
+@pytest.mark.parametrize("case", [*CASES[::4], *LARGE], ids=str)
+def test_infinity_and_nan_appear_where_torch_has_them(case: Case, spoil: str, everywhere: None) -> None:
+    check_places(case, spoil, torch.float32)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_bits_depend_neither_on_threads_nor_on_the_batch(case: Case, everywhere: None) -> None:
+    check_bits(case)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_memory_is_bounded(op: str, kind: str, everywhere: None) -> None:
+    in_channels, out_channels, kernel_size, geometry = LAYERS[kind]
+    shape = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size}
+    for batch, in_length in [(1, 2 * 10**7), (10**5, 2 * 10**7), (10**5, 70000)]:
+        this = _C.plan(op, "float32", **shape, batch=batch, **{**geometry, "in_length": in_length})
+        if this["algorithm"] == "amx":
+            assert this["scratch_bytes"] + this["shared_bytes"] <= 4 << 20
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_is_chosen_where_it_is_faster(op: str) -> None:
+    """Far from where it meets the others."""
+    before = _C.isa()
+    _C.set_isa("amx")
+    assert not cpu.allow_amx
+    cpu.allow_amx = True
+    try:
+        shape = {"kernel_size": 3, "in_length": 4000, "batch": 1}
+        dense = _C.plan(op, "float32", in_channels=256, out_channels=256, **shape)
+        assert dense["algorithm"] == "amx"
+        for channels, groups in [(256, 256), (4, 1)]:
+            plan = _C.plan(op, "float32", in_channels=channels, out_channels=channels, groups=groups, **shape)
+            assert plan["algorithm"] != "amx"
+        with cpu.flags(allow_amx=False):
+            assert not cpu.allow_amx
+            assert _C.plan(op, "float32", in_channels=256, out_channels=256, **shape)["algorithm"] == "panel"
+        assert cpu.allow_amx
+    finally:
+        cpu.allow_amx = False
+        _C.set_isa(before)
