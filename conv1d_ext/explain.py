@@ -83,6 +83,8 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
             "MB": f"{nbytes / 1e6:,.1f}",
             "at least": f"{limits[limit] * 1e3:.3g} ms ({limit})",
         }
+        if plan["algorithm"] == "amx":
+            cells["at least"] = "-"  # the limit is that of the FMA units
         if "multiplications" in plan:
             cells["at least"] = "-"  # the limits are those of the direct method
             plan["multiplications"] = f"{plan['multiplications'] / (flops / 2):.1%} of direct"

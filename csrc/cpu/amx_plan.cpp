@@ -78,7 +78,8 @@ struct AmxPlanner {
     return true;
   }
 
-  // What follows counts vector FMAs of float, like fft_plan.cpp; the figures are measured (benchmarks/NOTES.md).
+  // What follows counts vector FMAs of float, like fft_plan.cpp. The figures are guesses from a few float32 layers, not
+  // yet fitted; those of bfloat16 rest on no measurement at all.
 
   double direct(int64_t items) const {
     const double products = double(items) * p.out_channels * in_per_group * p.kernel_size * p.out_length;
@@ -103,6 +104,7 @@ struct AmxPlanner {
 
   // What decides must not depend on the batch. In batches of short sequences the weights weigh less.
   bool worth_it(const AmxPlan& plan) const {
+    // Guesses, too, after those of fft_plan.cpp.
     constexpr double kGain = 1.1, kLeastAlone = 0.85, kBatchGain = 1.4;
     constexpr int64_t kBatch = 4;
     const double gain = direct(1) / cost(plan, 1);

@@ -12,8 +12,8 @@ constexpr int kAmxPieces = 1;
 template <>
 constexpr int kAmxPieces<float> = 3;
 
-// Numbers below are not worth the unit's flushing denormals: a float's last piece is 2^-16 of it, products of the
-// largest ones must be far from 2^-126.
+// The unit takes denormal numbers for zero. A float's last piece is some 2^-16 of it, and products of the largest
+// numbers must be far above 2^-126: if these are smaller than this, the other kernels compute.
 constexpr float kLeastAmxScale = 0x1p-48f;
 
 // Tiles of 16 rows of 64 bytes. Constant data: compilers don't know that the instruction reads all of it.

@@ -10,7 +10,7 @@ namespace conv1d_ext {
 
 struct Plans {
   Plan direct;
-  // At most one of these is taken; where neither is, `direct`.
+  // At most one of these is taken; where none is, `direct`.
   FftPlan fft;
   ToomCookPlan toom_cook;
   AmxPlan amx;
