@@ -8,16 +8,17 @@ Plans make_plans(
       make_plan(op, problem, sizes, tile, cache), make_fft_plan(op, problem, sizes, tile, cache, uses.fft),
       make_toom_cook_plan(op, problem, sizes, tile, cache, uses.toom_cook),
       make_amx_plan(op, problem, sizes, tile, cache, uses.amx)};
-  if (plans.amx.pieces > 0) {
-    const bool other = (plans.fft.length > 0 && plans.fft.cycles < plans.amx.cycles) ||
-                       (plans.toom_cook.taps > 0 && plans.toom_cook.cycles < plans.amx.cycles);
-    const bool asked = uses.fft == Use::kWherePossible || uses.toom_cook == Use::kWherePossible;
-    if (uses.amx == Use::kWherePossible || (!other && !(asked && (plans.fft.length > 0 || plans.toom_cook.taps > 0)))) {
-      plans.fft = {};
-      plans.toom_cook = {};
-    } else {
-      plans.amx = {};
-    }
+  // What tests ask for comes first, then what is estimated to be faster.
+  const auto beats_amx = [&](bool possible, Use use, double cycles) {
+    return possible && (use == Use::kWherePossible || cycles < plans.amx.cycles);
+  };
+  const bool beaten = beats_amx(plans.fft.length > 0, uses.fft, plans.fft.cycles) ||
+                      beats_amx(plans.toom_cook.taps > 0, uses.toom_cook, plans.toom_cook.cycles);
+  if (plans.amx.pieces > 0 && (uses.amx == Use::kWherePossible || !beaten)) {
+    plans.fft = {};
+    plans.toom_cook = {};
+  } else {
+    plans.amx = {};
   }
   if (plans.fft.length > 0 && plans.toom_cook.taps > 0) {
     // Where they are as fast, the one of the lesser error.
