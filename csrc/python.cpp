@@ -250,10 +250,10 @@ py::dict plan(
   problem.weight = {in_channels / groups * kernel_size, kernel_size, 1};
   problem.accumulate = accumulate;
   const TileShape& tile = dtype == "float64" ? table.tile_double : table.tile_float;
-  const auto [plan, fft, toom_cook, amx] =
+  const auto [family, plan, fft, toom_cook, amx] =
       make_plans(ops.at(op_name), problem, kernels.at(dtype)->sizes, tile, cache_sizes(), allowed_uses());
   py::dict fields;
-  if (amx.pieces > 0) {
+  if (family == Family::kAmx) {
     fields["algorithm"] = "amx";
     fields["pieces"] = amx.pieces;
     fields["step_taps"] = amx.step_taps;
@@ -266,7 +266,7 @@ py::dict plan(
     fields["shared_bytes"] = amx.packed_bytes;
     return fields;
   }
-  if (fft.length > 0) {
+  if (family == Family::kFft) {
     fields["algorithm"] = "fft";
     fields["fft_length"] = fft.length;
     fields["fft_blocks"] = fft.phases * fft.blocks;
@@ -277,7 +277,7 @@ py::dict plan(
     fields["shared_bytes"] = fft.most_groups * (fft.weight_bytes + fft.signal_bytes);
     return fields;
   }
-  if (toom_cook.taps > 0) {
+  if (family == Family::kToomCook) {
     fields["algorithm"] = "toom-cook";
     fields["taps"] = toom_cook.taps;
     fields["chunks"] = toom_cook.chunks;

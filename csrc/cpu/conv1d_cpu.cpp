@@ -305,15 +305,20 @@ std::vector<uint8_t> run_amx(
   return alarms;
 }
 
-// Through the transform that the plans choose, or the matrix unit.
-std::vector<uint8_t> run_transformed(
+// By another algorithm than the direct one. Returns the alarms.
+std::vector<uint8_t> run_indirect(
     Op op, const Kernels& kernels, const Conv1dProblem& problem, const Plans& plans, const Operands& operands) {
-  if (plans.amx.pieces > 0) return run_amx(op, kernels, problem, plans.amx, operands);
-  return plans.fft.length > 0 ? run_fft(op, kernels, problem, plans.fft, operands)
-                              : run_toom_cook(op, kernels, problem, plans.toom_cook, operands);
-}
-bool is_direct(const Plans& plans) {
-  return plans.fft.length == 0 && plans.toom_cook.taps == 0 && plans.amx.pieces == 0;
+  switch (plans.family) {
+    case Family::kDirect:
+      break;
+    case Family::kFft:
+      return run_fft(op, kernels, problem, plans.fft, operands);
+    case Family::kToomCook:
+      return run_toom_cook(op, kernels, problem, plans.toom_cook, operands);
+    case Family::kAmx:
+      return run_amx(op, kernels, problem, plans.amx, operands);
+  }
+  return {};
 }
 
 // Computes the batch items that have an alarm again. at(n): the arguments for batch item n.
@@ -327,9 +332,9 @@ void mend_items(const Kernels& kernels, Conv1dProblem problem, const std::vector
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, const ForwardArgs& args) {
   const Plans plans = plans_for<Op::kForward>(problem, kernels);
-  if (is_direct(plans)) return run_direct(kernels, problem, args);
+  if (plans.family == Family::kDirect) return run_direct(kernels, problem, args);
   const std::vector<uint8_t> alarms =
-      run_transformed(Op::kForward, kernels, problem, plans, {args.input, args.weight, args.bias, args.output});
+      run_indirect(Op::kForward, kernels, problem, plans, {args.input, args.weight, args.bias, args.output});
   mend_items(kernels, problem, alarms, [&](int64_t n) {
     ForwardArgs item = args;
     item.input = static_cast<const char*>(args.input) + n * problem.input.batch * kernels.run.sizes.storage;
@@ -340,8 +345,8 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, const ForwardArgs
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs args) {
   const Plans plans = plans_for<Op::kBackwardInput>(problem, kernels);
-  if (is_direct(plans)) return run_direct(kernels, problem, args);
-  const std::vector<uint8_t> alarms = run_transformed(
+  if (plans.family == Family::kDirect) return run_direct(kernels, problem, args);
+  const std::vector<uint8_t> alarms = run_indirect(
       Op::kBackwardInput, kernels, problem, plans, {args.grad_output, args.weight, nullptr, args.grad_input});
   if (plans.direct.edge_units > 0) {
     const at::DataPtr packed = packed_memory(plans.direct, &args);
@@ -359,8 +364,8 @@ void run(const Kernels& kernels, const Conv1dProblem& problem, BackwardInputArgs
 
 void run(const Kernels& kernels, const Conv1dProblem& problem, const BackwardWeightArgs& args) {
   const Plans plans = plans_for<Op::kBackwardWeight>(problem, kernels);
-  if (is_direct(plans)) return run_direct(kernels, problem, args);
-  const std::vector<uint8_t> alarms = run_transformed(
+  if (plans.family == Family::kDirect) return run_direct(kernels, problem, args);
+  const std::vector<uint8_t> alarms = run_indirect(
       Op::kBackwardWeight, kernels, problem, plans, {args.input, args.grad_output, nullptr, args.grad_weight});
   if (alarms[0]) run_direct(kernels, problem, args);
 }

@@ -1,4 +1,4 @@
-// The algorithm of a call: a pure function of the problem and of what the caller allows.
+// Which family of algorithms computes a call: a pure function of the problem and of what the caller allows.
 #pragma once
 
 #include "cpu/amx_plan.h"
@@ -8,9 +8,11 @@
 
 namespace conv1d_ext {
 
+enum class Family { kDirect, kFft, kToomCook, kAmx };
+
 struct Plans {
-  Plan direct;
-  // At most one of these is taken; where none is, `direct`.
+  Family family;
+  Plan direct;  // always; the others where they are possible and allowed
   FftPlan fft;
   ToomCookPlan toom_cook;
   AmxPlan amx;
