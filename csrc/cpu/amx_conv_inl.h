@@ -14,6 +14,8 @@ template <class Storage>
 class AmxConv {
   static constexpr int kPieces = kAmxPieces<Storage>;
   static constexpr int64_t kPiece = 2 * kAmxTile, kLanes = F32::kLanes;
+  // Elements from one position to the next for which reading them by gather instructions beats copying them first.
+  static constexpr int64_t kMostGathered = 1 << 16;
 
  public:
   AmxConv(Op op, const Conv1dProblem& problem, const AmxPlan& plan, const AmxArgs& args, void* memory)
@@ -21,8 +23,7 @@ class AmxConv {
     Scratch scratch{static_cast<char*>(memory)};
     panel_ = scratch.take<uint16_t>(plan.panel_elements);
     rows_ = scratch.take<float>(kAmxDepth * (plan.panel_width + kLanes));
-    sums_ = scratch.take<float>(kAmxRows * kAmxRows);
-    results_ = scratch.take<float>(kAmxRows * kAmxRows);
+    sums_ = scratch.take<float>(2 * kAmxRows * kAmxRows);
     a_step_ = scratch.take<int64_t>(plan.steps);
     largest_ = scratch.take<uint32_t>(plan.batch_block);
   }
@@ -39,8 +40,7 @@ class AmxConv {
         const int64_t first = row + half * kAmxSide, rows = min_of(kAmxSide, view_.rows - first);
         const Storage* from = weight + first * view_.weight_row;
         uint16_t* to = packed_weights(tile) + half * kAmxTile;
-        view_.weight_channel < view_.weight_row || view_.channels == 1 ? pack_by_rows(from, rows, to, &largest)
-                                                                       : pack_by_products(from, rows, to, &largest);
+        pack_weights(from, rows, to, &largest);
       }
       for (int64_t n = 0; n < p_.batch && kPieces > 1 && is_tiny(largest.bits()); ++n) raise_alarm(n);
     }
@@ -60,7 +60,9 @@ class AmxConv {
           min_of(min_of(args_.first_tile + args_.tile_count, (group + 1) * plan_.row_tiles), first + (end - unit));
       const Block block = block_at(unit / args_.tile_count, group);
       fill_panel(block);
-      for (int64_t tile = first; tile < last; ++tile) compute(block, tile);
+      Sums sums{};
+      for (int64_t tile = first; tile < last; ++tile) compute(block, tile, &sums);
+      for (int part = 0; part < kAmxParts; ++part) store_part(block, sums, part);
       unit += last - first;
     }
     _tile_release();
@@ -99,12 +101,14 @@ class AmxConv {
   int64_t weight_tap(int64_t tap) const { return (view_.reversed ? p_.kernel_size - 1 - tap : tap) * p_.weight.tap; }
 
   // from[i * stride] for i < count, then zeros.
-  static F32 gather(const Storage* from, int64_t stride, int64_t count) {
-    if (stride == 1) return count < kLanes ? load_partial(from, count) : load(from);
-    if constexpr (kPieces == 3) {
+  template <class T>
+  static F32 gather(const T* from, int64_t stride, int64_t count) {
+    if (stride == 1) return count < kLanes ? load_partial(from, max_of(0, count)) : load(from);
+    if constexpr (sizeof(T) == sizeof(float)) {
       const __m512i index = _mm512_mullo_epi32(
           _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(int32_t(stride)));
-      return {_mm512_mask_i32gather_ps(_mm512_setzero_ps(), first16(min_of(count, kLanes)), index, from, 4)};
+      const __mmask16 mask = first16(min_of(max_of(0, count), kLanes));
+      return {_mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, index, from, 4)};
     } else {
       float lanes[kLanes] = {};
       for (int64_t i = 0; i < min_of(count, kLanes); ++i) lanes[i] = widen(from[i * stride]);
@@ -112,79 +116,51 @@ class AmxConv {
     }
   }
 
-  // Along the channels of each row.
-  void pack_by_rows(const Storage* weight, int64_t rows, uint16_t* to, Largest* largest) const {
-    for (int64_t channel_step = 0; channel_step < plan_.channel_steps; ++channel_step) {
-      for (int64_t tap_step = 0; tap_step < plan_.tap_steps; ++tap_step, to += kPieces * kPiece) {
-        uint16_t pairs[kPieces][kAmxSide][kAmxDepth];
-        for (int64_t row = 0; row < kAmxSide; ++row) {
-          F32 halves[2] = {broadcast(0.0f), broadcast(0.0f)};
-          const Storage* from = weight + row * view_.weight_row;
-          if (row < rows && plan_.step_taps == 1) {
-            const int64_t channel = channel_step * kAmxDepth, count = view_.channels - channel;
-            from += channel * view_.weight_channel + weight_tap(tap_step);
-            halves[0] = gather(from, view_.weight_channel, count);
-            if (count > kLanes) {
-              halves[1] = gather(from + kLanes * view_.weight_channel, view_.weight_channel, count - kLanes);
-            }
-          } else if (row < rows) {
-            float products[kAmxDepth];
-            for (int64_t i = 0; i < kAmxDepth; ++i) {
-              const Product product = product_at(channel_step, i);
-              const int64_t tap = tap_step * plan_.step_taps + product.tap;
-              products[i] = product.channel >= 0 && tap < p_.kernel_size
-                                ? widen(from[product.channel * view_.weight_channel + weight_tap(tap)])
-                                : 0;
-            }
-            halves[0] = load(products);
-            halves[1] = load(products + kLanes);
-          }
-          for (int64_t half = 0; half < 2; ++half) {
-            F32 pieces[kPieces];
-            largest->see(halves[half]);
-            take_apart<kPieces>(halves[half], pieces);
-            for (int64_t i = 0; i < kPieces; ++i) {
-              const __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(pieces[i].v), 16);
-              _mm256_storeu_si256(
-                  reinterpret_cast<__m256i*>(&pairs[i][row][half * kLanes]), _mm512_cvtepi32_epi16(bits));
-            }
-          }
+  // The weights of a step for 16 rows: products[i][row].
+  void load_weights(
+      const Storage* weight, int64_t rows, int64_t channel_step, int64_t tap_step, F32 (&products)[kAmxDepth]) const {
+    const bool along_rows = view_.weight_row < view_.weight_channel;  // those are closer together
+    if (plan_.step_taps == 1 && !along_rows) {
+      const int64_t channel = channel_step * kAmxDepth;
+      for (int64_t half = 0; half < 2; ++half) {
+        F32 square[kAmxSide];
+        const int64_t first = channel + half * kLanes;
+        const Storage* from = weight + first * view_.weight_channel + weight_tap(tap_step);
+        for (int64_t row = 0; row < kAmxSide; ++row, from += view_.weight_row) {
+          square[row] = row < rows ? gather(from, view_.weight_channel, view_.channels - first) : broadcast(0.0f);
         }
-        for (int64_t i = 0; i < kPieces; ++i) transpose_pairs(pairs[i][0], to + i * kPiece);
+        transpose(square);
+        for (int64_t i = 0; i < kAmxSide; ++i) products[half * kAmxSide + i] = square[i];
       }
+      return;
+    }
+    for (int64_t i = 0; i < kAmxDepth; ++i) {
+      const Product product = product_at(channel_step, i);
+      const int64_t tap = tap_step * plan_.step_taps + product.tap;
+      const bool there = product.channel >= 0 && tap < p_.kernel_size;
+      products[i] =
+          there ? gather(weight + product.channel * view_.weight_channel + weight_tap(tap), view_.weight_row, rows)
+                : broadcast(0.0f);
     }
   }
 
-  // Along the rows, for weights whose rows are closer together than their channels.
-  void pack_by_products(const Storage* weight, int64_t rows, uint16_t* to, Largest* largest) const {
+  void pack_weights(const Storage* weight, int64_t rows, uint16_t* to, Largest* largest) const {
     for (int64_t channel_step = 0; channel_step < plan_.channel_steps; ++channel_step) {
       for (int64_t tap_step = 0; tap_step < plan_.tap_steps; ++tap_step, to += kPieces * kPiece) {
-        for (int64_t pair = 0; pair < kAmxDepth / 2; ++pair) {
-          F32 pieces[2][kPieces];
-          for (int64_t odd = 0; odd < 2; ++odd) {
-            const Product product = product_at(channel_step, 2 * pair + odd);
-            const int64_t tap = tap_step * plan_.step_taps + product.tap;
-            F32 products = broadcast(0.0f);
-            if (product.channel >= 0 && tap < p_.kernel_size) {
-              products =
-                  gather(weight + product.channel * view_.weight_channel + weight_tap(tap), view_.weight_row, rows);
-            }
-            largest->see(products);
-            take_apart<kPieces>(products, pieces[odd]);
-          }
-          for (int64_t i = 0; i < kPieces; ++i) {
-            store(as_floats(to + i * kPiece + pair * kAmxDepth), make_pairs(pieces[0][i], pieces[1][i]));
+        F32 products[kAmxDepth];
+        load_weights(weight, rows, channel_step, tap_step, products);
+        for (int64_t i = 0; i < kAmxDepth; i += 2) {
+          F32 even[kPieces], odd[kPieces];
+          largest->see(products[i]);
+          largest->see(products[i + 1]);
+          take_apart<kPieces>(products[i], even);
+          take_apart<kPieces>(products[i + 1], odd);
+          for (int64_t k = 0; k < kPieces; ++k) {
+            store(reinterpret_cast<float*>(to + k * kPiece + i * kAmxSide), make_pairs(even[k], odd[k]));
           }
         }
       }
     }
-  }
-
-  static float* as_floats(uint16_t* pairs) { return reinterpret_cast<float*>(pairs); }
-  // A tile of pairs, [16][16].
-  static void transpose_pairs(const uint16_t* from, uint16_t* to) {
-    transpose_exactly(
-        reinterpret_cast<const float*>(from), kAmxSide, kAmxSide, kAmxSide, reinterpret_cast<float*>(to), kAmxSide);
   }
 
   // panel[phase][step of channels][piece][position][product]
@@ -205,11 +181,17 @@ class AmxConv {
     }
   }
 
+  // A row of a source, from some position on.
+  struct Positions {
+    const float* data;  // null for zeros
+    int64_t stride;
+  };
+
   // `count` positions of each batch item, then zeros: whole tiles are read.
   void fill_set(const Block& block, int64_t phase, int64_t step, int64_t count, uint16_t* to) const {
     for (int64_t n = block.n0; n < block.n1; ++n, to += plan_.item_pitch * kAmxDepth) {
       const int64_t width = n + 1 < block.n1 ? plan_.item_pitch : plan_.panel_width - (n - block.n0) * plan_.item_pitch;
-      const float* rows[kAmxDepth];
+      Positions rows[kAmxDepth];
       for (int64_t i = 0; i < kAmxDepth; ++i) {
         Product product = product_at(step, i);
         product.tap += phase * plan_.step_taps;
@@ -217,35 +199,36 @@ class AmxConv {
         rows[i] = source_positions(block, n, product, count, rows_ + i * (plan_.panel_width + kLanes));
       }
       Largest largest;
-      for (int64_t i = 0; i < width; i += kLanes) {
-        uint16_t pairs[kPieces][kAmxSide][kAmxDepth];
-        for (int64_t pair = 0; pair < kAmxDepth / 2; ++pair) {
-          F32 pieces[2][kPieces];
-          for (int64_t odd = 0; odd < 2; ++odd) {
-            const float* row = rows[2 * pair + odd];
-            const F32 x = row == nullptr || i >= count ? broadcast(0.0f)
-                          : count - i < kLanes         ? load_partial(row + i, count - i)
-                                                       : load(row + i);
-            if constexpr (kPieces > 1) largest.see(x);
-            take_apart<kPieces>(x, pieces[odd]);
-          }
-          for (int64_t k = 0; k < kPieces; ++k) {
-            store(as_floats(pairs[k][pair]), make_pairs(pieces[0][k], pieces[1][k]));
-          }
-        }
-        for (int64_t k = 0; k < kPieces; ++k) {
-          transpose_pairs(pairs[k][0], to + k * plan_.panel_piece + i * kAmxDepth);
-        }
-      }
+      for (int64_t i = 0; i < width; i += kAmxSide) fill_tile(rows, i, count - i, to + i * kAmxDepth, &largest);
       uint32_t& largest_of_item = largest_[n - block.n0];
       if (kPieces > 1 && largest.bits() > largest_of_item) largest_of_item = largest.bits();
     }
   }
 
-  // The positions that a product of steps meets, where they are or in `memory`; null for zeros.
-  const float* source_positions(
+  // 16 positions from the i-th on, `count` of which are there.
+  void fill_tile(const Positions (&rows)[kAmxDepth], int64_t i, int64_t count, uint16_t* to, Largest* largest) const {
+    F32 halves[2][kAmxSide];
+    for (int64_t half = 0; half < 2; ++half) {
+      for (int64_t k = 0; k < kAmxSide; ++k) {
+        const auto [data, stride] = rows[half * kAmxSide + k];
+        const F32 x = data == nullptr ? broadcast(0.0f) : gather(data + i * stride, stride, count);
+        if constexpr (kPieces > 1) largest->see(x);
+        halves[half][k] = x;
+      }
+      transpose(halves[half]);
+    }
+    for (int64_t position = 0; position < kAmxSide; ++position, to += kAmxDepth) {
+      F32 lower[kPieces], upper[kPieces];
+      take_apart<kPieces>(halves[0][position], lower);
+      take_apart<kPieces>(halves[1][position], upper);
+      for (int64_t k = 0; k < kPieces; ++k) store_halves(to + k * plan_.panel_piece, lower[k], upper[k]);
+    }
+  }
+
+  // The positions that a product of steps meets, where they are or in `memory`.
+  Positions source_positions(
       const Block& block, int64_t n, const Product& product, int64_t count, float* memory) const {
-    if (product.channel < 0) return nullptr;
+    if (product.channel < 0) return {nullptr, 1};
     const int64_t step = view_.reversed ? 1 : p_.stride;
     const int64_t start = block.t0 * step + product.tap * p_.dilation - view_.left;
     const Row<Storage> row{
@@ -253,62 +236,95 @@ class AmxConv {
             (block.group * view_.channels + product.channel) * view_.source.channel,
         view_.source.position, view_.source_length, view_.padding_mode};
     if constexpr (kPieces == 3) {
-      if (step == 1 && row.position_stride == 1 && start >= 0 && start + count <= row.length) return row.data + start;
+      const int64_t stride = step * row.position_stride;
+      if (start >= 0 && start + (count - 1) * step < row.length && stride <= kMostGathered) {
+        return {row.data + start * row.position_stride, stride};
+      }
     }
     const int64_t defined = max_of(0, min_of(count, ceil_div(view_.end - start, step)));
     pack_row<Storage>(row, start, step, defined, count, memory);
-    return memory;
+    return {memory, 1};
   }
 
-  void compute(const Block& block, int64_t tile) const {
-    const int64_t row = tile % plan_.row_tiles * kAmxRows, rows = min_of(kAmxRows, view_.rows - row);
+  // Sums of a row tile from a column of the panel on.
+  struct Sums {
+    int64_t tile, column, count;  // 0 where there are none
+    float* data;                  // [column][row]
+  };
+
+  // The row tile's sums, while those before are stored; the last ones are left in `before`.
+  void compute(const Block& block, int64_t tile, Sums* before) const {
+    const int64_t rows = min_of(kAmxRows, view_.rows - tile % plan_.row_tiles * kAmxRows);
     const int64_t columns = (block.n1 - block.n0 - 1) * plan_.item_pitch + block.positions();
     AmxProduct product;
     product.a_piece = plan_.panel_piece;
     product.a_step = a_step_;
     product.b = packed_weights(tile);
     product.steps = plan_.steps;
-    product.c = sums_;
     product.c_row = kAmxRows;
     for (int64_t column = 0; column < columns; column += kAmxRows) {
-      const int64_t count = min_of(kAmxRows, columns - column);
+      const Sums sums{
+          tile, column, min_of(kAmxRows, columns - column),
+          before->data == sums_ ? sums_ + kAmxRows * kAmxRows : sums_};
       product.a = panel_ + column * kAmxDepth;
-      multiply_tiles<kPieces>(product, count, rows);
-      transpose_exactly(sums_, kAmxRows, round_up(count, kAmxSide), round_up(rows, kSquare<float>), results_, kAmxRows);
-      // What of it belongs to which batch item.
-      for (int64_t i = column / plan_.item_pitch; i < block.n1 - block.n0; ++i) {
-        const int64_t begin = max_of(column, i * plan_.item_pitch);
-        const int64_t end = min_of(column + count, i * plan_.item_pitch + block.positions());
-        if (begin >= column + count) break;
-        if (begin < end) {
-          store_results(
-              block, block.n0 + i, row, rows, block.t0 + begin - i * plan_.item_pitch, end - begin,
-              results_ + begin - column);
-        }
+      product.c = sums.data;
+      multiply_tiles<kPieces>(product, sums.count, rows, [&](int part) { store_part(block, *before, part); });
+      *before = sums;
+    }
+  }
+
+  // Stores one tile of the sums.
+  [[gnu::noinline]] void store_part(const Block& block, const Sums& sums, int part) const {
+    const int64_t row = sums.tile % plan_.row_tiles * kAmxRows + part % 2 * kAmxSide;
+    const int64_t rows = min_of(kAmxSide, view_.rows - row);
+    const int64_t column = sums.column + part / 2 * kAmxSide;
+    const int64_t count = min_of(kAmxSide, sums.column + sums.count - column);
+    if (rows <= 0 || count <= 0) return;
+    const float* from = sums.data + part / 2 * kAmxSide * kAmxRows + part % 2 * kAmxSide;
+    F32 results[kAmxSide];
+    for (int64_t i = 0; i < kAmxSide; ++i) results[i] = load(from + i * kAmxRows);
+    transpose(results);
+    const Storage* bias = static_cast<const Storage*>(args_.operands.bias);
+    const int64_t channel = sums.tile / plan_.row_tiles * view_.rows + row;
+    for (int64_t r = 0; r < rows && bias != nullptr; ++r) {
+      results[r] = add(results[r], broadcast(widen(bias[channel + r])));
+    }
+    // What of it belongs to which batch item.
+    for (int64_t i = column / plan_.item_pitch; i < block.n1 - block.n0; ++i) {
+      const int64_t first = i * plan_.item_pitch, begin = max_of(column, first);
+      const int64_t end = min_of(column + count, first + block.positions());
+      if (begin >= column + count) break;
+      if (begin < end) {
+        store_results(block.n0 + i, channel, rows, block.t0 + begin - first, end - begin, results, begin - column);
       }
     }
   }
 
+  // Lanes [lane, lane + count) of each row.
   void store_results(
-      const Block& block, int64_t n, int64_t row, int64_t rows, int64_t position, int64_t count, float* sums) const {
-    const Storage* bias = static_cast<const Storage*>(args_.operands.bias);
-    const int64_t channel = block.group * view_.rows + row;
+      int64_t n, int64_t channel, int64_t rows, int64_t position, int64_t count, const F32 (&results)[kAmxSide],
+      int64_t lane) const {
     Storage* to = static_cast<Storage*>(args_.operands.result) + n * view_.result.batch +
                   channel * view_.result.channel + position * view_.result.position;
     F32 seen = broadcast(0.0f);  // 0 times each
-    for (int64_t r = 0; r < rows; ++r, sums += kAmxRows, to += view_.result.channel) {
-      const F32 add_to = broadcast(bias == nullptr ? 0 : widen(bias[channel + r]));
-      for (int64_t i = 0; i < count; i += kLanes) {
-        const bool whole = count - i >= kLanes;
-        const F32 result = add(whole ? load(sums + i) : load_partial(sums + i, count - i), add_to);
+    if (count == kAmxSide && view_.result.position == 1) {
+      for (int64_t r = 0; r < rows; ++r, to += view_.result.channel) {
+        seen = fma(broadcast(0.0f), results[r], seen);
+        store(to, results[r]);
+      }
+    } else {
+      const __mmask16 lanes = __mmask16(first16(count) << lane);
+      for (int64_t r = 0; r < rows; ++r, to += view_.result.channel) {
+        const F32 result{_mm512_maskz_compress_ps(lanes, results[r].v)};
         seen = fma(broadcast(0.0f), result, seen);
-        if (view_.result.position != 1) {
-          whole ? store(sums + i, result) : store_partial(sums + i, result, count - i);
+        if (view_.result.position == 1) {
+          store_partial(to, result, count);
         } else {
-          whole ? store(to + i, result) : store_partial(to + i, result, count - i);
+          float row[kAmxSide];
+          store(row, result);
+          store_row(p_, row, count, to, view_.result.position);
         }
       }
-      if (view_.result.position != 1) store_row(p_, sums, count, to, view_.result.position);
     }
     if (sum(seen) != 0) raise_alarm(n);  // not a number is not 0
   }
@@ -320,7 +336,7 @@ class AmxConv {
   const AmxArgs& args_;
   const ForwardView view_;
   uint16_t* panel_;
-  float *rows_, *sums_, *results_;
+  float *rows_, *sums_;  // sums: of two products in turn
   int64_t* a_step_;
   uint32_t* largest_;  // of each batch item of a panel
 };

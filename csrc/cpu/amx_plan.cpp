@@ -71,7 +71,7 @@ struct AmxPlanner {
     plan.pass_tiles = balanced_block(tiles, kMostPackedBytes / tile_bytes, 1);
     plan.packed_bytes = plan.pass_tiles * tile_bytes;
     plan.units = ceil_div(p.batch, plan.batch_block) * plan.position_blocks;
-    plan.scratch_bytes = int64_t{6} * 64 + plan.panel_elements * int64_t{sizeof(uint16_t)} +
+    plan.scratch_bytes = int64_t{5} * 64 + plan.panel_elements * int64_t{sizeof(uint16_t)} +
                          (kAmxDepth * (plan.panel_width + kAmxSide) + 2 * kAmxRows * kAmxRows + plan.batch_block) *
                              int64_t{sizeof(float)} +
                          plan.steps * int64_t{sizeof(int64_t)};

@@ -71,14 +71,19 @@ struct AmxRegisters {
 // Compilers don't know what tile instructions read and write.
 inline void finish_memory_accesses() { asm volatile("" ::: "memory"); }
 
-template <int kRows, int kColumns, int kPieces>
-void multiply_tiles(const AmxProduct& p) {
+// What there is to do besides, in kAmxParts parts, goes between the first steps: the unit works on what it has been
+// given while the rest of the core computes something else.
+constexpr int kAmxParts = 4;
+
+template <int kRows, int kColumns, int kPieces, class Meanwhile>
+void multiply_tiles(const AmxProduct& p, const Meanwhile& meanwhile) {
   using Registers = AmxRegisters<kRows, kColumns>;
   constexpr int64_t kPiece = 2 * kAmxTile;  // of b
   finish_memory_accesses();
   Registers::clear();
   const auto row_tiles = [&](int64_t step) { return p.a + p.a_step[step]; };
   const auto column_tiles = [&](int64_t step) { return p.b + step * kPieces * kPiece; };
+  int parts = 0;
   if constexpr (kPieces == 3) {
     // The small products first, while the sums are as small; for each the tiles of one operand are loaded.
     for (int64_t step = 0; step < p.steps; ++step) {
@@ -94,24 +99,29 @@ void multiply_tiles(const AmxProduct& p) {
       Registers::multiply();
       Registers::load_columns(b + 2 * kPiece);
       Registers::multiply();
+      if (parts < kAmxParts) meanwhile(parts++);
     }
   }
   for (int64_t step = 0; step < p.steps; ++step) {
     Registers::load_rows(row_tiles(step));
     Registers::load_columns(column_tiles(step));
     Registers::multiply();
+    if (parts < kAmxParts) meanwhile(parts++);
   }
+  while (parts < kAmxParts) meanwhile(parts++);
   Registers::store(p.c, p.c_row);
   finish_memory_accesses();
 }
 
 // For up to two tiles of rows and of columns.
-template <int kPieces>
-void multiply_tiles(const AmxProduct& product, int64_t rows, int64_t columns) {
+template <int kPieces, class Meanwhile>
+void multiply_tiles(const AmxProduct& product, int64_t rows, int64_t columns, const Meanwhile& meanwhile) {
   if (rows > kAmxSide) {
-    columns > kAmxSide ? multiply_tiles<2, 2, kPieces>(product) : multiply_tiles<2, 1, kPieces>(product);
+    columns > kAmxSide ? multiply_tiles<2, 2, kPieces>(product, meanwhile)
+                       : multiply_tiles<2, 1, kPieces>(product, meanwhile);
   } else {
-    columns > kAmxSide ? multiply_tiles<1, 2, kPieces>(product) : multiply_tiles<1, 1, kPieces>(product);
+    columns > kAmxSide ? multiply_tiles<1, 2, kPieces>(product, meanwhile)
+                       : multiply_tiles<1, 1, kPieces>(product, meanwhile);
   }
 }
 
@@ -127,6 +137,42 @@ void take_apart(F32 x, F32 (&pieces)[kPieces]) {
     } else {
       pieces[i] = x;
     }
+  }
+}
+
+// The upper halves of two vectors, one after the other.
+inline void store_halves(uint16_t* to, F32 first, F32 second) {
+  alignas(64) static constexpr uint16_t kOdd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                    33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  _mm512_store_si512(
+      to,
+      _mm512_permutex2var_epi16(_mm512_castps_si512(first.v), _mm512_load_si512(kOdd), _mm512_castps_si512(second.v)));
+}
+
+// Columns become rows.
+inline void transpose(F32 (&square)[16]) {
+  __m512 r[16], s[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {  // pairs of rows
+    s[i] = _mm512_unpacklo_ps(square[i].v, square[i + 1].v);
+    s[i + 1] = _mm512_unpackhi_ps(square[i].v, square[i + 1].v);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {  // fours
+    r[i] = _mm512_shuffle_ps(s[i], s[i + 2], 0x44);
+    r[i + 1] = _mm512_shuffle_ps(s[i], s[i + 2], 0xee);
+    r[i + 2] = _mm512_shuffle_ps(s[i + 1], s[i + 3], 0x44);
+    r[i + 3] = _mm512_shuffle_ps(s[i + 1], s[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // lanes of 128 bits: 0 and 2, 1 and 3 of eight rows, then one of all
+    const __m512 a = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    square[i].v = _mm512_shuffle_f32x4(a, c, 0x88);
+    square[i + 4].v = _mm512_shuffle_f32x4(b, d, 0x88);
+    square[i + 8].v = _mm512_shuffle_f32x4(a, c, 0xdd);
+    square[i + 12].v = _mm512_shuffle_f32x4(b, d, 0xdd);
   }
 }
 
