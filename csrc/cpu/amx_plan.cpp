@@ -38,15 +38,15 @@ struct AmxPlanner {
   }
 
   int64_t halo(const AmxPlan& plan) const { return (plan.tap_steps - 1) / plan.panel_phases * plan.phase_shift; }
-  // Of a panel with so many positions.
+  // Of a panel with so many positions, and of the rows that it is filled with.
   int64_t panel_bytes(const AmxPlan& plan, int64_t positions) const {
-    return plan.pieces * plan.panel_phases * plan.channel_steps * kAmxDepth * (positions + halo(plan)) *
-           int64_t{sizeof(uint16_t)};
+    const int64_t position_bytes = plan.pieces * plan.panel_phases * plan.channel_steps * int64_t{sizeof(uint16_t)};
+    return kAmxDepth * (position_bytes + int64_t{sizeof(float)}) * (positions + halo(plan));
   }
 
-  // A quarter of the L2 cache for the panel, the rest for a tile's weights, sums and what streams by.
+  // Half of the L2 cache for the panel, the rest for a tile's weights, sums and what streams by.
   bool choose_blocks(AmxPlan& plan) const {
-    const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0), budget = cache.l2 / 4;
+    const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0), budget = cache.l2 / 2;
     const int64_t most = std::max(kAmxRows, (budget - panel_bytes(plan, 0)) / position_bytes);
     if (panel_bytes(plan, kAmxRows) > (1 << 20)) return false;
     plan.position_block = balanced_block(result_length, most, kAmxRows);
