@@ -221,7 +221,9 @@ class AmxConv {
       F32 lower[kPieces], upper[kPieces];
       take_apart<kPieces>(halves[0][position], lower);
       take_apart<kPieces>(halves[1][position], upper);
-      for (int64_t k = 0; k < kPieces; ++k) store_halves(to + k * plan_.panel_piece, lower[k], upper[k]);
+      for (int64_t k = 0; k < kPieces; ++k) {
+        store(reinterpret_cast<float*>(to + k * plan_.panel_piece), upper_halves(lower[k], upper[k]));
+      }
     }
   }
 
@@ -340,18 +342,6 @@ class AmxConv {
   int64_t* a_step_;
   uint32_t* largest_;  // of each batch item of a panel
 };
-
-template <class Storage, void (AmxConv<Storage>::*pass)(int64_t, int64_t) const>
-void amx_pass(
-    Op op, const Conv1dProblem& problem, const AmxPlan& plan, const AmxArgs& args, void* scratch, int64_t begin,
-    int64_t end) {
-  (AmxConv<Storage>(op, problem, plan, args, scratch).*pass)(begin, end);
-}
-
-template <class Storage>
-constexpr AmxKernels amx_kernels() {
-  return {amx_pass<Storage, &AmxConv<Storage>::pack_weights>, amx_pass<Storage, &AmxConv<Storage>::multiply_blocks>};
-}
 
 }  // namespace
 }  // namespace conv1d_ext

@@ -5,8 +5,8 @@
 // Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations", 2019).
 // Products are exact, so errors are those of direct sums in float, or below.
 //
-// The sum over channels and taps is cut into steps of kAmxDepth products: so many channels of one tap, or, of fewer
-// channels, all of them for a few taps.
+// In forward and backward_input, the sum over channels and taps is cut into steps of kAmxDepth products: so many
+// channels of one tap, or, of fewer channels, all of them for a few taps.
 #pragma once
 
 #include "cpu/plan.h"
@@ -39,7 +39,14 @@ struct AmxPlan {
   int64_t row_tiles;   // of kAmxRows result rows of a group
   int64_t pass_tiles;  // of all groups, whose weights are held at a time
 
-  int64_t units;          // of work, for each row tile of a pass
+  // backward_weight: products are of positions, rows are input channels and columns output channels, and steps are
+  // those of a visit of positions.
+  int64_t in_block, out_block;  // channels of a work unit, at most
+  int64_t grad_elements, sum_elements;
+  int64_t reduction_chunks;  // of the sum over positions and batch
+  int64_t partial_bytes;     // shared: their sums
+
+  int64_t units;          // of work; forward and backward_input: for each row tile of a pass
   int64_t scratch_bytes;  // per thread
   int64_t packed_bytes;   // shared: weights of a pass
   double cycles;          // as estimated, in the measure of FftPlan

@@ -28,6 +28,7 @@ alignas(64) constexpr AmxConfiguration kAmxConfiguration;
 struct AmxProduct {
   const uint16_t* a;  // [piece][row][product], at a_step[step] for each step
   int64_t a_piece;
+  int64_t a_row = kAmxDepth;
   const int64_t* a_step;
   const uint16_t* b;  // [step][piece][tile of columns][pair][column], pairs in 32 bits
   int64_t steps;
@@ -37,12 +38,12 @@ struct AmxProduct {
 
 constexpr int64_t kAmxTile = kAmxSide * kAmxDepth;
 
-// Tile registers: 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns. All tiles of operands are 1 KB in a row.
+// Tile registers: 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns.
 template <int kRows, int kColumns>
 struct AmxRegisters {
-  static void load_rows(const uint16_t* a) {
-    _tile_loadd(4, a, 64);
-    if constexpr (kRows == 2) _tile_loadd(5, a + kAmxTile, 64);
+  static void load_rows(const uint16_t* a, int64_t row) {
+    _tile_loadd(4, a, row * 2);
+    if constexpr (kRows == 2) _tile_loadd(5, a + kAmxSide * row, row * 2);
   }
   static void load_columns(const uint16_t* b) {
     _tile_loadd(6, b, 64);
@@ -88,14 +89,14 @@ void multiply_tiles(const AmxProduct& p, const Meanwhile& meanwhile) {
     // The small products first, while the sums are as small; for each the tiles of one operand are loaded.
     for (int64_t step = 0; step < p.steps; ++step) {
       const uint16_t *a = row_tiles(step), *b = column_tiles(step);
-      Registers::load_rows(a + 2 * p.a_piece);
+      Registers::load_rows(a + 2 * p.a_piece, p.a_row);
       Registers::load_columns(b);
       Registers::multiply();
-      Registers::load_rows(a + p.a_piece);
+      Registers::load_rows(a + p.a_piece, p.a_row);
       Registers::multiply();
       Registers::load_columns(b + kPiece);
       Registers::multiply();
-      Registers::load_rows(a);
+      Registers::load_rows(a, p.a_row);
       Registers::multiply();
       Registers::load_columns(b + 2 * kPiece);
       Registers::multiply();
@@ -103,7 +104,7 @@ void multiply_tiles(const AmxProduct& p, const Meanwhile& meanwhile) {
     }
   }
   for (int64_t step = 0; step < p.steps; ++step) {
-    Registers::load_rows(row_tiles(step));
+    Registers::load_rows(row_tiles(step), p.a_row);
     Registers::load_columns(column_tiles(step));
     Registers::multiply();
     if (parts < kAmxParts) meanwhile(parts++);
@@ -141,12 +142,11 @@ void take_apart(F32 x, F32 (&pieces)[kPieces]) {
 }
 
 // The upper halves of two vectors, one after the other.
-inline void store_halves(uint16_t* to, F32 first, F32 second) {
+inline F32 upper_halves(F32 first, F32 second) {
   alignas(64) static constexpr uint16_t kOdd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
                                                     33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-  _mm512_store_si512(
-      to,
-      _mm512_permutex2var_epi16(_mm512_castps_si512(first.v), _mm512_load_si512(kOdd), _mm512_castps_si512(second.v)));
+  return {_mm512_castsi512_ps(
+      _mm512_permutex2var_epi16(_mm512_castps_si512(first.v), _mm512_load_si512(kOdd), _mm512_castps_si512(second.v)))};
 }
 
 // Columns become rows.

@@ -243,6 +243,21 @@ std::vector<uint8_t> run_fft(
   return alarms;
 }
 
+// Weight gradients of chunks of the sum, added up.
+void add_chunks(
+    const Kernels& kernels, const Conv1dProblem& problem, int64_t chunks, const Operands& operands,
+    void* partial_sums) {
+  if (chunks == 1) return;
+  Plan plan{};
+  plan.reduction_chunks = chunks;
+  const BackwardWeightArgs args{operands.weight, operands.source, operands.result, partial_sums};
+  const double work =
+      double(chunks) * problem.out_channels * (problem.in_channels / problem.groups) * problem.kernel_size;
+  for_ranges(problem.out_channels, work, [&](int64_t begin, int64_t end) {
+    kernels.run.backward_weight_sum(problem, plan, args, begin, end);
+  });
+}
+
 // The same through Toom-Cook's algorithm.
 std::vector<uint8_t> run_toom_cook(
     Op op, const Kernels& kernels, const Conv1dProblem& problem, const ToomCookPlan& plan, const Operands& operands) {
@@ -261,14 +276,7 @@ std::vector<uint8_t> run_toom_cook(
   };
   if (op == Op::kBackwardWeight) {
     pass(toom_cook.sum_products, plan.units, plan.multiplications);
-    if (plan.reduction_chunks > 1) {
-      Plan sum{};
-      sum.reduction_chunks = plan.reduction_chunks;
-      const BackwardWeightArgs sum_args{operands.weight, operands.source, operands.result, partial_sums.get()};
-      for_ranges(problem.out_channels, double(plan.partial_bytes) / sizeof(float), [&](int64_t begin, int64_t end) {
-        kernels.run.backward_weight_sum(problem, sum, sum_args, begin, end);
-      });
-    }
+    add_chunks(kernels, problem, plan.reduction_chunks, operands, partial_sums.get());
     return alarms;
   }
   const int64_t tiles = problem.groups * plan.row_tiles;
@@ -285,17 +293,23 @@ std::vector<uint8_t> run_toom_cook(
 std::vector<uint8_t> run_amx(
     Op op, const Kernels& kernels, const Conv1dProblem& problem, const AmxPlan& plan, const Operands& operands) {
   const AmxKernels& amx = kernels.run.amx;
-  const at::DataPtr packed_weight = allocate(plan.packed_bytes);
-  std::vector<uint8_t> alarms(problem.batch);
+  const at::DataPtr packed_weight = allocate(plan.packed_bytes), partial_sums = allocate(plan.partial_bytes);
+  std::vector<uint8_t> alarms(op == Op::kBackwardWeight ? 1 : problem.batch);
   AmxArgs args{};
   args.operands = operands;
   args.packed_weight = packed_weight.get();
+  args.partial_sums = partial_sums.get();
   args.alarms = alarms.data();
   const auto pass = [&](AmxPass kernel, int64_t units, double work) {
     for_ranges(units, work, [&](int64_t begin, int64_t end) {
       kernel(op, problem, plan, args, scratch_memory(plan.scratch_bytes), begin, end);
     });
   };
+  if (op == Op::kBackwardWeight) {
+    pass(amx.sum_products, plan.units, plan.cycles);
+    add_chunks(kernels, problem, plan.reduction_chunks, operands, partial_sums.get());
+    return alarms;
+  }
   const int64_t tiles = problem.groups * plan.row_tiles;
   for (args.first_tile = 0; args.first_tile < tiles; args.first_tile += plan.pass_tiles) {
     args.tile_count = std::min(plan.pass_tiles, tiles - args.first_tile);

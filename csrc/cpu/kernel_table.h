@@ -91,16 +91,18 @@ struct ToomCookKernels {
 struct AmxArgs {
   Operands operands;
   void* packed_weight;  // plan.packed_bytes, shared by all threads
+  void* partial_sums;   // plan.partial_bytes, shared by all threads
   uint8_t* alarms;      // as in FftArgs; also where operands are so small that the matrix unit would lose bits
 
   int64_t first_tile, tile_count;  // what this pass is for: row tiles of all groups, plan.pass_tiles at most
 };
 
-// Convolution by the matrix unit (amx_conv_inl.h, which says what the work units are).
+// Convolution by the matrix unit (amx_conv_inl.h and amx_weight_inl.h, which say what the work units are).
 using AmxPass =
     void (*)(Op, const Conv1dProblem&, const AmxPlan&, const AmxArgs&, void* scratch, int64_t begin, int64_t end);
 struct AmxKernels {
   AmxPass pack_weights, multiply_blocks;  // forward and backward_input
+  AmxPass sum_products;                   // backward_weight
 };
 
 // The kernels of one storage type.
