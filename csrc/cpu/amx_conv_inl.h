@@ -259,7 +259,10 @@ class AmxConv {
     const int64_t rows = min_of(kAmxRows, view_.rows - tile % plan_.row_tiles * kAmxRows);
     const int64_t columns = (block.n1 - block.n0 - 1) * plan_.item_pitch + block.positions();
     AmxProduct product;
+    product.a_tile = product.b_tile = kAmxTile;
     product.a_piece = plan_.panel_piece;
+    product.b_piece = kPiece;
+    product.b_step = kPieces * kPiece;
     product.a_step = a_step_;
     product.b = packed_weights(tile);
     product.steps = plan_.steps;

@@ -79,16 +79,18 @@ struct AmxPlanner {
     return true;
   }
 
-  // Sums of a unit's weights in a quarter of the L2 cache, panel and gradients of a visit in half of it.
+  // Sums of a unit's weights, and panel and gradients of a visit, in three quarters of a megabyte each: CPUs with this
+  // unit have two megabytes of L2 cache, of which plans know one.
   bool choose_visits(AmxPlan& plan) const {
     plan.step_taps = 1;
     plan.tap_steps = p.kernel_size;
     const int64_t step = std::gcd(p.stride, p.dilation);
     plan.panel_phases = std::min(p.kernel_size, p.stride / step);
     plan.phase_shift = p.dilation / step;
+    plan.parities = plan.phase_shift % 2 == 1 && p.kernel_size > plan.panel_phases ? 2 : 1;
     const int64_t in_tiles = ceil_div(in_per_group, kAmxRows), out_tiles = ceil_div(out_per_group, kAmxRows);
     const int64_t tile_bytes = kAmxRows * kAmxRows * p.kernel_size * int64_t{sizeof(float)};
-    const int64_t most_tiles = cache.l2 / 4 / tile_bytes;
+    const int64_t budget = cache.l2 * 3 / 4, most_tiles = budget / tile_bytes;
     if (most_tiles == 0) return false;
     // More input channels than output channels: these take longer to lay out, once for each block of those.
     int64_t out_block = std::min<int64_t>(out_tiles, std::sqrt(most_tiles / 1.5));
@@ -100,9 +102,10 @@ struct AmxPlanner {
     const int64_t in_rows = round_up(plan.in_block, kAmxSide), out_rows = round_up(plan.out_block, kAmxRows);
     const int64_t blocks = p.groups * ceil_div(in_per_group, plan.in_block) * ceil_div(out_per_group, plan.out_block);
 
-    const int64_t position_bytes = (plan.panel_phases * in_rows + out_rows) * plan.pieces * int64_t{sizeof(uint16_t)} +
-                                   kAmxSide * int64_t{sizeof(float)};
-    const int64_t most = std::max<int64_t>(2 * kAmxDepth, cache.l2 / 2 / position_bytes - halo(plan));
+    const int64_t position_bytes =
+        (plan.panel_phases * plan.parities * in_rows + out_rows) * plan.pieces * int64_t{sizeof(uint16_t)} +
+        kAmxSide * int64_t{sizeof(float)};
+    const int64_t most = std::max<int64_t>(2 * kAmxDepth, budget / position_bytes - halo(plan));
     if (position_bytes * (halo(plan) + 4 * kAmxDepth) > (1 << 20)) return false;
     const int64_t result_bytes = p.out_channels * in_per_group * p.kernel_size * int64_t{sizeof(float)};
     // As of the direct kernel: few blocks are cut into chunks, of some length.
@@ -119,17 +122,15 @@ struct AmxPlanner {
     }
     const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + std::min(p.out_length, plan.position_block);
     plan.steps = ceil_div(columns, kAmxDepth);
-    // Whole tiles are read, wherever they begin; an odd number of cache lines from row to row.
     plan.panel_width = round_up(plan.steps * kAmxDepth + halo(plan), kAmxDepth);
-    if (plan.panel_width / kAmxDepth % 2 == 0) plan.panel_width += kAmxDepth;
     plan.panel_piece = in_rows * plan.panel_width;
-    plan.panel_elements = plan.panel_phases * plan.pieces * plan.panel_piece;
+    plan.panel_elements = plan.panel_phases * plan.parities * plan.pieces * plan.panel_piece;
     plan.grad_elements = out_rows * plan.steps * plan.pieces * kAmxDepth;
     plan.sum_elements = round_up(plan.in_block, kAmxRows) * out_rows * p.kernel_size;
     plan.reduction_chunks = std::min(chunks, ceil_div(p.batch, plan.batch_block) * plan.position_blocks);
     plan.partial_bytes = plan.reduction_chunks == 1 ? 0 : plan.reduction_chunks * result_bytes;
     plan.units = plan.reduction_chunks * blocks;
-    const int64_t floats = kAmxSide * plan.panel_width + plan.sum_elements + 2 * kAmxRows * kAmxRows;
+    const int64_t floats = kAmxSide * (plan.panel_width + kAmxDepth) + plan.sum_elements + 2 * kAmxRows * kAmxRows;
     plan.scratch_bytes = int64_t{7} * 64 + (plan.panel_elements + plan.grad_elements) * int64_t{sizeof(uint16_t)} +
                          floats * int64_t{sizeof(float)} + plan.steps * int64_t{sizeof(int64_t)};
     return true;

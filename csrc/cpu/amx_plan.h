@@ -39,8 +39,9 @@ struct AmxPlan {
   int64_t row_tiles;   // of kAmxRows result rows of a group
   int64_t pass_tiles;  // of all groups, whose weights are held at a time
 
-  // backward_weight: products are of positions, rows are input channels and columns output channels, and steps are
+  // backward_weight: products are of positions, rows are output channels and columns input channels, and steps are
   // those of a visit of positions.
+  int64_t parities;             // 2 where there are taps an odd number of positions apart, in a phase
   int64_t in_block, out_block;  // channels of a work unit, at most
   int64_t grad_elements, sum_elements;
   int64_t reduction_chunks;  // of the sum over positions and batch

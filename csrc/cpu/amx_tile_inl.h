@@ -24,13 +24,13 @@ struct AmxConfiguration {
 };
 alignas(64) constexpr AmxConfiguration kAmxConfiguration;
 
-// c[row][column] of kRows x kColumns tiles.
+// c[row][column] of kRows x kColumns tiles. Distances are in elements; tiles of operands are 1 KB in a row.
 struct AmxProduct {
-  const uint16_t* a;  // [piece][row][product], at a_step[step] for each step
-  int64_t a_piece;
-  int64_t a_row = kAmxDepth;
-  const int64_t* a_step;
-  const uint16_t* b;  // [step][piece][tile of columns][pair][column], pairs in 32 bits
+  const uint16_t* a;
+  int64_t a_tile, a_piece;  // from tile to tile, from piece to piece
+  const int64_t* a_step;    // where each step begins
+  const uint16_t* b;
+  int64_t b_tile, b_piece, b_step;  // b_step: from step to step
   int64_t steps;
   float* c;
   int64_t c_row;
@@ -41,13 +41,13 @@ constexpr int64_t kAmxTile = kAmxSide * kAmxDepth;
 // Tile registers: 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns.
 template <int kRows, int kColumns>
 struct AmxRegisters {
-  static void load_rows(const uint16_t* a, int64_t row) {
-    _tile_loadd(4, a, row * 2);
-    if constexpr (kRows == 2) _tile_loadd(5, a + kAmxSide * row, row * 2);
+  static void load_rows(const AmxProduct& p, const uint16_t* a) {
+    _tile_loadd(4, a, 64);
+    if constexpr (kRows == 2) _tile_loadd(5, a + p.a_tile, 64);
   }
-  static void load_columns(const uint16_t* b) {
+  static void load_columns(const AmxProduct& p, const uint16_t* b) {
     _tile_loadd(6, b, 64);
-    if constexpr (kColumns == 2) _tile_loadd(7, b + kAmxTile, 64);
+    if constexpr (kColumns == 2) _tile_loadd(7, b + p.b_tile, 64);
   }
   static void multiply() {
     _tile_dpbf16ps(0, 4, 6);
@@ -79,33 +79,32 @@ constexpr int kAmxParts = 4;
 template <int kRows, int kColumns, int kPieces, class Meanwhile>
 void multiply_tiles(const AmxProduct& p, const Meanwhile& meanwhile) {
   using Registers = AmxRegisters<kRows, kColumns>;
-  constexpr int64_t kPiece = 2 * kAmxTile;  // of b
   finish_memory_accesses();
   Registers::clear();
   const auto row_tiles = [&](int64_t step) { return p.a + p.a_step[step]; };
-  const auto column_tiles = [&](int64_t step) { return p.b + step * kPieces * kPiece; };
+  const auto column_tiles = [&](int64_t step) { return p.b + step * p.b_step; };
   int parts = 0;
   if constexpr (kPieces == 3) {
     // The small products first, while the sums are as small; for each the tiles of one operand are loaded.
     for (int64_t step = 0; step < p.steps; ++step) {
       const uint16_t *a = row_tiles(step), *b = column_tiles(step);
-      Registers::load_rows(a + 2 * p.a_piece, p.a_row);
-      Registers::load_columns(b);
+      Registers::load_rows(p, a + 2 * p.a_piece);
+      Registers::load_columns(p, b);
       Registers::multiply();
-      Registers::load_rows(a + p.a_piece, p.a_row);
+      Registers::load_rows(p, a + p.a_piece);
       Registers::multiply();
-      Registers::load_columns(b + kPiece);
+      Registers::load_columns(p, b + p.b_piece);
       Registers::multiply();
-      Registers::load_rows(a, p.a_row);
+      Registers::load_rows(p, a);
       Registers::multiply();
-      Registers::load_columns(b + 2 * kPiece);
+      Registers::load_columns(p, b + 2 * p.b_piece);
       Registers::multiply();
       if (parts < kAmxParts) meanwhile(parts++);
     }
   }
   for (int64_t step = 0; step < p.steps; ++step) {
-    Registers::load_rows(row_tiles(step), p.a_row);
-    Registers::load_columns(column_tiles(step));
+    Registers::load_rows(p, row_tiles(step));
+    Registers::load_columns(p, column_tiles(step));
     Registers::multiply();
     if (parts < kAmxParts) meanwhile(parts++);
   }

@@ -1,8 +1,9 @@
 // backward_weight through the matrix unit, in the terms of amx_plan.h. For blocks of input and output channels, visit
 // by visit of positions that lie side by side:
-//   panel[phase of taps][piece][input channel][position]           as they lie: a tap is another place to begin
-//   grads[tile pair][step][piece][tile][pair of positions][output channel]
-//   sums[pair of out tiles][pair of in tiles][tap][input channel][output channel]   of all visits
+//   grads[pair of tiles][step][piece][tile][output channel][position]
+//   panel[phase of taps][parity][piece][tile][pair of positions][input channel]
+//   sums[pair of tiles of output channels][the same of input channels][tap][output channel][input channel]
+// Pairs begin at the even positions and, in another copy, at the odd ones: a tap of either is another pair to begin at.
 //
 // Alarms as in amx_conv_inl.h; there is one.
 #pragma once
@@ -21,7 +22,7 @@ class AmxWeightGradient {
     Scratch scratch{static_cast<char*>(memory)};
     panel_ = scratch.take<uint16_t>(plan.panel_elements);
     grads_ = scratch.take<uint16_t>(plan.grad_elements);
-    rows_ = scratch.take<float>(kAmxSide * plan.panel_width);
+    rows_ = scratch.take<float>(kAmxSide * (plan.panel_width + kAmxDepth));
     sums_ = scratch.take<float>(plan.sum_elements);
     for (float*& visit : visit_sums_) visit = scratch.take<float>(kSums);
     a_step_ = scratch.take<int64_t>(plan.steps);
@@ -30,7 +31,7 @@ class AmxWeightGradient {
   // Work units: [chunk of the sum][group][block of output channels][block of input channels].
   void sum_products(int64_t begin, int64_t end) const {
     _tile_loadconfig(&kAmxConfiguration);
-    for (int64_t step = 0; step < plan_.steps; ++step) a_step_[step] = step * kAmxDepth;
+    for (int64_t step = 0; step < plan_.steps; ++step) a_step_[step] = step * kPieces * kPiece;
     const int64_t in_blocks = ceil_div(view_.channels, plan_.in_block);
     const int64_t out_blocks = ceil_div(view_.rows, plan_.out_block);
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -79,19 +80,83 @@ class AmxWeightGradient {
     store_results(block, chunk);
   }
 
-  // So many positions of a row, and zeros up to `width`, of each batch item side by side. start: of the first position,
-  // in the row's own; defined: positions beyond are zero.
-  const float* side_by_side(
-      const Visit& visit, Row<Storage> row, int64_t batch_stride, int64_t start, int64_t step, int64_t defined,
-      int64_t width, float* memory) const {
-    for (int64_t n = visit.n0; n < visit.n1; ++n) {
-      const bool last = n + 1 == visit.n1;
-      const int64_t first = (n - visit.n0) * plan_.item_pitch;
-      Row<Storage> item = row;
-      item.data += n * batch_stride;
-      pack_row<Storage>(item, start, step, defined, last ? width - first : plan_.item_pitch, memory + first);
+  // Rows of channels of a block, as a visit meets them in each batch item: `defined` positions from `start` on, every
+  // step-th, then zeros.
+  struct Source {
+    const void* data;
+    TensorStrides strides;
+    int64_t channel, channels;  // the first one, and how many
+    int64_t length;
+    PaddingMode padding_mode;
+    int64_t start, step, defined;
+
+    Row<Storage> row(int64_t n, int64_t index) const {
+      const Storage* first = static_cast<const Storage*>(data) + n * strides.batch;
+      return {first + (channel + index) * strides.channel, strides.position, length, padding_mode};
     }
-    return memory;
+  };
+
+  // 16 rows, or as many as there are, of all items side by side.
+  struct Rows {
+    const float* data[kAmxSide];
+    int64_t count;
+    int64_t width;  // beyond are zeros
+
+    F32 load_at(int64_t row, int64_t position) const {
+      const int64_t there = row < count ? max_of(0, width - position) : 0;
+      return there < kLanes ? load_partial(data[row], there, position) : load(data[row] + position);
+    }
+
+   private:
+    static F32 load_partial(const float* row, int64_t there, int64_t position) {
+      return there == 0 ? broadcast(0.0f) : conv1d_ext::load_partial(row + position, there);
+    }
+  };
+
+  // The rows from one on, where they lie or copied, for so many positions; and the next ones are fetched.
+  Rows rows_at(const Visit& visit, const Source& source, int64_t first, int64_t width) const {
+    Rows rows;
+    rows.count = min_of(kAmxSide, source.channels - first);
+    const bool lie_there = kStoredAsComputed<Storage> && visit.n1 - visit.n0 == 1 && source.strides.position == 1 &&
+                           source.step == 1 && source.start >= 0 && source.start + source.defined <= source.length;
+    rows.width = lie_there ? source.defined : width;
+    for (int64_t i = 0; i < rows.count; ++i) {
+      if constexpr (kStoredAsComputed<Storage>) {
+        rows.data[i] = source.row(visit.n0, first + i).data + source.start;
+        if (lie_there) continue;
+      }
+      float* memory = rows_ + i * (plan_.panel_width + kAmxDepth);
+      rows.data[i] = memory;
+      for (int64_t n = visit.n0; n < visit.n1; ++n) {
+        const int64_t from = (n - visit.n0) * plan_.item_pitch;
+        const int64_t count = n + 1 == visit.n1 ? width - from : plan_.item_pitch;
+        pack_row<Storage>(source.row(n, first + i), source.start, source.step, source.defined, count, memory + from);
+      }
+    }
+    for (int64_t i = first + kAmxSide; i < min_of(first + 2 * kAmxSide, source.channels); ++i) {
+      for (int64_t n = visit.n0; n < visit.n1; ++n) prefetch(source, source.row(n, i));
+    }
+    return rows;
+  }
+  static void prefetch(const Source& source, const Row<Storage>& row) {
+    constexpr int64_t kLine = 64 / sizeof(Storage);
+    if (row.position_stride != 1) return;
+    const int64_t end = min_of(row.length, source.start + source.defined * source.step);
+    for (int64_t i = max_of(0, source.start); i < end; i += kLine) {
+      _mm_prefetch(reinterpret_cast<const char*>(row.data + i), _MM_HINT_T0);
+    }
+  }
+
+  // The pieces of 32 positions of a row.
+  static void take_step_apart(
+      const Rows& rows, int64_t row, int64_t position, Largest* largest, F32 (&pieces)[kPieces]) {
+    F32 lower[kPieces], upper[kPieces];
+    const F32 a = rows.load_at(row, position), b = rows.load_at(row, position + kLanes);
+    largest->see(a);
+    largest->see(b);
+    take_apart<kPieces>(a, lower);
+    take_apart<kPieces>(b, upper);
+    for (int64_t k = 0; k < kPieces; ++k) pieces[k] = upper_halves(lower[k], upper[k]);
   }
 
   void fill_panel(const Block& block, const Visit& visit, Largest* largest) const {
@@ -99,58 +164,61 @@ class AmxWeightGradient {
       const int64_t halo = (p_.kernel_size - 1 - phase) / plan_.panel_phases * plan_.phase_shift;
       const int64_t start = visit.t0 * p_.stride + phase * p_.dilation - view_.left;
       const int64_t defined = max_of(0, min_of(visit.positions() + halo, ceil_div(view_.end - start, p_.stride)));
-      for (int64_t channel = 0; channel < block.in_count; ++channel) {
-        const Row<Storage> row{
-            static_cast<const Storage*>(args_.operands.source) +
-                (block.group * view_.channels + block.in + channel) * view_.source.channel,
-            view_.source.position, view_.source_length, view_.padding_mode};
-        const float* from =
-            side_by_side(visit, row, view_.source.batch, start, p_.stride, defined, plan_.panel_width, rows_);
-        uint16_t* to = panel_ + phase * kPieces * plan_.panel_piece + channel * plan_.panel_width;
-        for (int64_t i = 0; i < plan_.panel_width; i += kAmxDepth) {
-          F32 lower[kPieces], upper[kPieces];
-          const F32 a = load(from + i), b = load(from + i + kLanes);
-          largest->see(a);
-          largest->see(b);
-          take_apart<kPieces>(a, lower);
-          take_apart<kPieces>(b, upper);
-          for (int64_t k = 0; k < kPieces; ++k)
-            store(floats(to + k * plan_.panel_piece + i), upper_halves(lower[k], upper[k]));
+      const Source source{
+          args_.operands.source,
+          view_.source,
+          block.group * view_.channels + block.in,
+          block.in_count,
+          view_.source_length,
+          view_.padding_mode,
+          start,
+          p_.stride,
+          defined};
+      for (int64_t channel = 0; channel < block.in_count; channel += kAmxSide) {
+        const Rows rows = rows_at(visit, source, channel, plan_.panel_width + kAmxDepth);
+        for (int64_t parity = 0; parity < (halo == 0 ? 1 : plan_.parities); ++parity) {
+          uint16_t* to = panel_at(phase, parity) + channel * plan_.panel_width;
+          for (int64_t i = 0; i < plan_.panel_width; i += kAmxDepth, to += kAmxTile) {
+            F32 pairs[kPieces][kAmxSide];
+            for (int64_t row = 0; row < kAmxSide; ++row) {
+              F32 pieces[kPieces];
+              take_step_apart(rows, row, i + parity, largest, pieces);
+              for (int64_t k = 0; k < kPieces; ++k) pairs[k][row] = pieces[k];
+            }
+            for (int64_t k = 0; k < kPieces; ++k) {
+              transpose(pairs[k]);
+              uint16_t* tile = to + k * plan_.panel_piece;
+              for (int64_t row = 0; row < kAmxSide; ++row) store(floats(tile + row * kAmxDepth), pairs[k][row]);
+            }
+          }
         }
       }
     }
   }
+  uint16_t* panel_at(int64_t phase, int64_t parity) const {
+    return panel_ + (phase * plan_.parities + parity) * kPieces * plan_.panel_piece;
+  }
 
   void fill_grads(const Block& block, const Visit& visit, Largest* largest) const {
     const int64_t steps = steps_of(visit);
+    const Source source{
+        args_.operands.weight,
+        p_.output,
+        block.group * view_.rows + block.out,
+        block.out_count,
+        p_.out_length,
+        PaddingMode::kZeros,
+        visit.t0,
+        1,
+        visit.positions()};
     for (int64_t out = 0; out < block.out_count; out += kAmxSide) {
-      const int64_t count = min_of(kAmxSide, block.out_count - out);
-      const float* rows[kAmxSide] = {};
-      for (int64_t i = 0; i < count; ++i) {
-        const Row<Storage> row{
-            static_cast<const Storage*>(args_.operands.weight) +
-                (block.group * view_.rows + block.out + out + i) * p_.output.channel,
-            p_.output.position, p_.out_length, PaddingMode::kZeros};
-        rows[i] = side_by_side(
-            visit, row, p_.output.batch, visit.t0, 1, visit.positions(), steps * kAmxDepth,
-            rows_ + i * plan_.panel_width);
-      }
+      const Rows rows = rows_at(visit, source, out, steps * kAmxDepth);
       uint16_t* to = grads_ + out / kAmxRows * plan_.steps * kPieces * kPiece + out % kAmxRows * kAmxDepth;
       for (int64_t step = 0; step < steps; ++step, to += kPieces * kPiece) {
-        F32 pairs[kPieces][kAmxSide];
-        for (int64_t i = 0; i < kAmxSide; ++i) {
-          F32 lower[kPieces], upper[kPieces];
-          const float* from = rows[i] + step * kAmxDepth;
-          const F32 a = i < count ? load(from) : broadcast(0.0f), b = i < count ? load(from + kLanes) : broadcast(0.0f);
-          largest->see(a);
-          largest->see(b);
-          take_apart<kPieces>(a, lower);
-          take_apart<kPieces>(b, upper);
-          for (int64_t k = 0; k < kPieces; ++k) pairs[k][i] = upper_halves(lower[k], upper[k]);
-        }
-        for (int64_t k = 0; k < kPieces; ++k) {
-          transpose(pairs[k]);
-          for (int64_t i = 0; i < kAmxSide; ++i) store(floats(to + k * kPiece + i * kAmxDepth), pairs[k][i]);
+        for (int64_t row = 0; row < rows.count; ++row) {
+          F32 pieces[kPieces];
+          take_step_apart(rows, row, step * kAmxDepth, largest, pieces);
+          for (int64_t k = 0; k < kPieces; ++k) store(floats(to + k * kPiece + row * kAmxDepth), pieces[k]);
         }
       }
     }
@@ -165,9 +233,12 @@ class AmxWeightGradient {
   // Adds the products of a visit to the sums, while the next ones are computed.
   void multiply(const Block& block, const Visit& visit, bool first) const {
     AmxProduct product;
-    product.a_piece = plan_.panel_piece;
-    product.a_row = plan_.panel_width;
+    product.a_tile = kAmxTile;
+    product.a_piece = kPiece;
     product.a_step = a_step_;
+    product.b_tile = kAmxSide * plan_.panel_width;
+    product.b_piece = plan_.panel_piece;
+    product.b_step = kAmxTile;
     product.steps = steps_of(visit);
     product.c_row = kAmxRows;
     const float* before = nullptr;
@@ -176,13 +247,14 @@ class AmxWeightGradient {
       if (before != nullptr) add_part(before, sums - kSums, part);
     };
     for (int64_t out = 0; out < block.out_count; out += kAmxRows) {
-      product.b = grads_ + out / kAmxRows * plan_.steps * kPieces * kPiece;
+      product.a = grads_ + out / kAmxRows * plan_.steps * kPieces * kPiece;
       for (int64_t in = 0; in < block.in_count; in += kAmxRows) {
         for (int64_t tap = 0; tap < p_.kernel_size; ++tap, sums += kSums) {
-          product.a = panel_ + tap % plan_.panel_phases * kPieces * plan_.panel_piece +
-                      tap / plan_.panel_phases * plan_.phase_shift + in * plan_.panel_width;
+          const int64_t shift = tap / plan_.panel_phases * plan_.phase_shift;
+          product.b = panel_at(tap % plan_.panel_phases, shift % plan_.parities) + in * plan_.panel_width +
+                      shift / 2 * kAmxDepth;
           product.c = first ? sums : before == visit_sums_[0] ? visit_sums_[1] : visit_sums_[0];
-          multiply_tiles<kPieces>(product, block.in_count - in, block.out_count - out, add_before);
+          multiply_tiles<kPieces>(product, block.out_count - out, block.in_count - in, add_before);
           before = first ? nullptr : product.c;
         }
       }
@@ -222,17 +294,13 @@ class AmxWeightGradient {
       for (int64_t in = 0; in < block.in_count; in += kAmxRows) {
         for (int64_t tap = 0; tap < p_.kernel_size; ++tap, sums += kSums) {
           for (int64_t tile = 0; tile < 4; ++tile) {
-            const int64_t i = in + tile / 2 * kAmxSide, o = out + tile % 2 * kAmxSide;
+            const int64_t o = out + tile / 2 * kAmxSide, i = in + tile % 2 * kAmxSide;
             const int64_t in_count = min_of(kAmxSide, block.in_count - i), outs = min_of(kAmxSide, block.out_count - o);
             if (in_count <= 0 || outs <= 0) continue;
-            F32 square[kAmxSide];
-            for (int64_t k = 0; k < kAmxSide; ++k) {
-              square[k] = load(sums + (tile / 2 * kAmxSide + k) * kAmxRows + tile % 2 * kAmxSide);
-            }
-            transpose(square);
+            const float* from = sums + tile / 2 * kAmxSide * kAmxRows + tile % 2 * kAmxSide;
             To* to = results + o * strides.out_channel + i * strides.in_channel + tap * strides.tap;
-            for (int64_t k = 0; k < outs; ++k, to += strides.out_channel) {
-              const F32 row{_mm512_maskz_mov_ps(first16(in_count), square[k].v)};
+            for (int64_t k = 0; k < outs; ++k, from += kAmxRows, to += strides.out_channel) {
+              const F32 row = in_count == kLanes ? load(from) : load_partial(from, in_count);
               seen = fma(broadcast(0.0f), row, seen);
               scatter(row, in_count, to, strides.in_channel);
             }
