@@ -259,11 +259,16 @@ py::dict plan(
     fields["step_taps"] = amx.step_taps;
     fields["channel_steps"] = amx.channel_steps;
     fields["panel_phases"] = amx.panel_phases;
+    fields["parities"] = amx.parities;
     fields["batch_block"] = amx.batch_block;
     fields["position_block"] = amx.position_block;
+    fields["in_block"] = amx.in_block;
+    fields["out_block"] = amx.out_block;
     fields["pass_tiles"] = amx.pass_tiles;
+    fields["reduction_chunks"] = std::max<int64_t>(1, amx.reduction_chunks);
+    fields["cycles"] = amx.cycles;
     fields["scratch_bytes"] = amx.scratch_bytes;
-    fields["shared_bytes"] = amx.packed_bytes;
+    fields["shared_bytes"] = amx.packed_bytes + amx.partial_bytes;
     return fields;
   }
   if (family == Family::kFft) {
@@ -273,6 +278,7 @@ py::dict plan(
     fields["row_block"] = fft.row_block;
     fields["block_tile"] = fft.block_tile;
     fields["multiplications"] = fft.multiplications;
+    fields["cycles"] = fft.cycles;
     fields["scratch_bytes"] = fft.scratch_bytes;
     fields["shared_bytes"] = fft.most_groups * (fft.weight_bytes + fft.signal_bytes);
     return fields;
@@ -285,6 +291,7 @@ py::dict plan(
     fields["quad_block"] = toom_cook.quad_block;
     fields["channel_block"] = toom_cook.channel_block;
     fields["multiplications"] = toom_cook.multiplications;
+    fields["cycles"] = toom_cook.cycles;
     fields["reduction_chunks"] = std::max<int64_t>(1, toom_cook.reduction_chunks);
     fields["scratch_bytes"] = toom_cook.scratch_bytes;
     fields["shared_bytes"] = toom_cook.packed_bytes + toom_cook.partial_bytes;

@@ -136,37 +136,60 @@ struct AmxPlanner {
     return true;
   }
 
-  // What follows counts vector FMAs of float, like fft_plan.cpp. The figures are guesses from a few float32 layers, not
-  // yet fitted; those of bfloat16 rest on no measurement at all.
+  // What follows counts vector FMAs of float, in the measure of fft_plan.cpp: fitted to 150 layers on a Xeon, float32
+  // with one thread, all but a few of which come out within a quarter of what was measured. Those of bfloat16, which
+  // has a sixth of the products, are the same.
 
   double direct(int64_t items) const {
     const double products = double(items) * p.out_channels * in_per_group * p.kernel_size * p.out_length;
-    return products / tile.lanes * (sizes.pair == 2 ? 0.7 : 1.3);
+    return products / tile.lanes * (sizes.pair == 2 ? 0.6 : 1.15);
+  }
+
+  // Of the products of two tiles, for all pieces.
+  double tile_cost(const AmxPlan& plan, double cost) const {
+    return double(kAmxSide) * kAmxSide * kAmxDepth / tile.lanes * (plan.pieces == 3 ? cost : cost / 4);
   }
 
   // For so many batch items.
-  double cost(const AmxPlan& plan, int64_t items) const {
-    const double tile_products = double(kAmxSide) * kAmxSide * kAmxDepth / tile.lanes;
-    const double columns = double(items) * plan.position_blocks *
-                           round_up(std::min(result_length, plan.position_block), kAmxSide) / kAmxSide;
-    const double row_tiles = ceil_div(rows, kAmxSide), passes = ceil_div(p.groups * plan.row_tiles, plan.pass_tiles);
-    const double products = row_tiles * columns * plan.steps * tile_products * (plan.pieces == 3 ? 0.56 : 0.16);
+  double rows_cost(const AmxPlan& plan, int64_t items) const {
+    const int64_t side_by_side = std::min(plan.batch_block, items), panels = ceil_div(items, side_by_side);
+    const int64_t longest = std::min(result_length, plan.position_block);
+    const int64_t columns =
+        plan.position_blocks * round_up((side_by_side - 1) * plan.item_pitch + longest, kAmxSide) * panels;
+    const int64_t row_tiles = round_up(rows, kAmxSide), passes = ceil_div(p.groups * plan.row_tiles, plan.pass_tiles);
+    const double products = double(row_tiles / kAmxSide) * (columns / kAmxSide) * plan.steps;
     const double set = double(plan.panel_phases) * plan.channel_steps * kAmxDepth;
-    const double gathered = p.stride > 1 || p.dilation > 1 ? 1 : 0;
-    const double positions = columns * kAmxSide + double(items) * plan.position_blocks * halo(plan);
-    const double fills = positions * set * (1.6 + gathered) * std::max(1.0, passes / p.groups);
-    const double stores = row_tiles * kAmxSide * columns * kAmxSide * 1.5;
-    const double weights = row_tiles * kAmxSide * plan.steps * kAmxDepth * 2;
-    return p.groups * (products + fills + stores + weights);
+    const double positions = columns + double(panels) * plan.position_blocks * halo(plan);
+    const double fills = positions * set * std::max(1.0, double(passes) / p.groups);
+    const double weights = double(row_tiles) * plan.steps * kAmxDepth;
+    // Weights are read from the L2 cache at best, once for each panel.
+    return p.groups *
+           (products * tile_cost(plan, 0.44) + fills * (p.stride > 1 ? 2.2 : 1.3) + double(row_tiles) * columns * 1.2 +
+            weights * (2.3 + 1.2 * double(panels) * plan.position_blocks));
   }
 
-  // What decides must not depend on the batch. In batches of short sequences the weights weigh less.
+  double weights_cost(const AmxPlan& plan) const {
+    const int64_t panels = ceil_div(p.batch, plan.batch_block);
+    const int64_t columns =
+        (plan.batch_block - 1) * plan.item_pitch * panels + round_up(p.out_length, kAmxDepth) * panels;
+    const double in_rows = round_up(in_per_group, kAmxSide), out_rows = round_up(out_per_group, kAmxSide);
+    const double products = in_rows / kAmxSide * (out_rows / kAmxSide) * p.kernel_size * (double(columns) / kAmxDepth);
+    const double positions = columns + double(panels) * plan.position_blocks * halo(plan);
+    const double panel = plan.panel_phases * plan.parities * in_rows * positions;
+    const double results = double(out_per_group) * in_per_group * p.kernel_size * plan.reduction_chunks * 2;
+    return p.groups * (products * tile_cost(plan, 0.53) +
+                       panel * ceil_div(out_per_group, plan.out_block) * (p.stride > 1 ? 3 : 2.1) +
+                       double(out_per_group) * columns * ceil_div(in_per_group, plan.in_block) * 1.8 + results * 2);
+  }
+
+  // What decides must not depend on the batch, but for weight gradients, which are sums over it. In batches of short
+  // sequences the weights weigh less.
   bool worth_it(const AmxPlan& plan) const {
-    // Guesses, too, after those of fft_plan.cpp.
-    constexpr double kGain = 1.1, kLeastAlone = 0.85, kBatchGain = 1.4;
-    constexpr int64_t kBatch = 4;
-    const double gain = direct(1) / cost(plan, 1);
-    return gain >= kGain || (gain >= kLeastAlone && direct(kBatch) / cost(plan, kBatch) >= kBatchGain);
+    // As in fft_plan.cpp: what is faster in a batch may be a little slower alone.
+    constexpr double kGain = 1.1, kLeastAlone = 0.85, kBatchGain = 1.3;
+    if (op == Op::kBackwardWeight) return direct(p.batch) / plan.cycles >= kGain;
+    const double gain = direct(1) / plan.cycles;
+    return gain >= kGain || (gain >= kLeastAlone && direct(kTypicalBatch) / plan.batch_cycles >= kBatchGain);
   }
 
   AmxPlan plan() const {
@@ -177,12 +200,13 @@ struct AmxPlanner {
     plan.pieces = sizes.pieces;
     if (op == Op::kBackwardWeight) {
       if (!choose_visits(plan)) return {};
-      plan.cycles = direct(p.batch) / 2;
-      return plan;
+      plan.cycles = plan.batch_cycles = weights_cost(plan);
+    } else {
+      choose_steps(plan);
+      if (!choose_blocks(plan)) return {};
+      plan.cycles = rows_cost(plan, 1);
+      plan.batch_cycles = rows_cost(plan, kTypicalBatch);
     }
-    choose_steps(plan);
-    if (!choose_blocks(plan)) return {};
-    plan.cycles = cost(plan, 1);
     if (use == Use::kWhereFaster && !worth_it(plan)) return {};
     return plan;
   }

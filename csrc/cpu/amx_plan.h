@@ -47,10 +47,10 @@ struct AmxPlan {
   int64_t reduction_chunks;  // of the sum over positions and batch
   int64_t partial_bytes;     // shared: their sums
 
-  int64_t units;          // of work; forward and backward_input: for each row tile of a pass
-  int64_t scratch_bytes;  // per thread
-  int64_t packed_bytes;   // shared: weights of a pass
-  double cycles;          // as estimated, in the measure of FftPlan
+  int64_t units;                // of work; forward and backward_input: for each row tile of a pass
+  int64_t scratch_bytes;        // per thread
+  int64_t packed_bytes;         // shared: weights of a pass
+  double cycles, batch_cycles;  // as FftPlan's
 };
 
 Use amx_use();  // of this process

@@ -34,10 +34,9 @@ constexpr int64_t kNearSpectra = 2, kNearSpectraOfWideCores = 8;
 constexpr double kWideProducts = 1.65, kWideProductsOfWeightGradients = 1.3;
 
 // A batch shares the spectra of its weights. The transform is taken where it is faster by kGain for an item alone, and
-// where it is faster by kBatchGain for a batch of kBatch and takes 1 / kLeastAlone times as long alone, at most: what
-// an item gives must not depend on the batch that it is in. (Estimates are off by some percent.)
+// where it is faster by kBatchGain for a batch of kTypicalBatch and takes 1 / kLeastAlone times as long alone, at most:
+// what an item gives must not depend on the batch that it is in. (Estimates are off by some percent.)
 constexpr double kGain = 1.1, kBatchGain = 1.5, kLeastAlone = 0.85;
-constexpr int64_t kBatch = 4;
 
 struct FftPlanner {
   const Op op;
@@ -153,13 +152,15 @@ struct FftPlanner {
       if (plan.cycles < best.cycles) best = plan;
       if (plan.blocks == 1) break;
     }
+    if (best.length == 0) return {};
+    plan = best;
+    best.batch_cycles = weights ? best.cycles : cycles(plan, kTypicalBatch);
     const auto worth_it = [&] {
       const double gain = direct(alone) / best.cycles;
       if (weights || gain >= kGain || gain < kLeastAlone) return gain >= kGain;
-      plan = best;
-      return direct(kBatch) / cycles(plan, kBatch) >= kBatchGain;
+      return direct(kTypicalBatch) / best.batch_cycles >= kBatchGain;
     };
-    if (best.length == 0 || (use == Use::kWhereFaster && !worth_it())) return {};
+    if (use == Use::kWhereFaster && !worth_it()) return {};
     const int64_t row_bytes = best.length * sizes.storage;
     const auto bytes = [&](int64_t spectra) { return spectra_stride(spectra) * row_bytes; };
     const int64_t sources = best.source_rows * best.block_tile, results = best.row_block * best.block_tile;

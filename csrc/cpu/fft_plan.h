@@ -32,7 +32,8 @@ struct FftPlan {
   int64_t weight_bytes;    // shared, for each group held: spectra of weights, or of their gradients
   int64_t signal_bytes;    // shared, for each group held, backward_weight: spectra of input and grad_output
   double multiplications;  // of real numbers, in all; the direct method has one for each tap
-  double cycles;           // as estimated, of vector FMAs at the peak
+  double cycles;           // as estimated, of vector FMAs at the peak; alone, or for backward_weight's batch
+  double batch_cycles;     // the same of kTypicalBatch, or for backward_weight's batch
 };
 
 Use fft_use();  // of this process

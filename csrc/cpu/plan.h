@@ -45,6 +45,9 @@ enum class PackWeight {
 
 const char* algorithm_name(Algorithm algorithm);
 
+// The batch that estimates are for, besides 1, where a choice must not depend on the layer's own.
+constexpr int64_t kTypicalBatch = 16;
+
 struct Plan {
   Algorithm algorithm;
   int64_t batch_block;     // batch items side by side in one panel

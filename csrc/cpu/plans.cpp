@@ -4,26 +4,23 @@ namespace conv1d_ext {
 namespace {
 
 // What tests ask for comes first, then what is estimated to be faster.
-Family choose(const Plans& plans, Uses uses) {
-  struct Candidate {
-    Family family;
-    bool possible;
-    Use use;
-    double cycles;
-  };
-  // Of the transforms, where they are as fast, the one of the lesser error comes first.
-  const Candidate candidates[] = {
-      {Family::kAmx, plans.amx.pieces > 0, uses.amx, plans.amx.cycles},
-      {Family::kToomCook, plans.toom_cook.taps > 0, uses.toom_cook, plans.toom_cook.cycles / 0.95},
-      {Family::kFft, plans.fft.length > 0, uses.fft, plans.fft.cycles},
-  };
-  const Candidate* chosen = nullptr;
-  for (const Candidate& candidate : candidates) {
-    if (!candidate.possible) continue;
-    if (candidate.use == Use::kWherePossible) return candidate.family;
-    if (chosen == nullptr || candidate.cycles < chosen->cycles) chosen = &candidate;
-  }
-  return chosen == nullptr ? Family::kDirect : chosen->family;
+Family choose_transform(const Plans& plans, Uses uses) {
+  if (plans.toom_cook.taps == 0) return plans.fft.length == 0 ? Family::kDirect : Family::kFft;
+  if (plans.fft.length == 0 || uses.toom_cook == Use::kWherePossible) return Family::kToomCook;
+  if (uses.fft == Use::kWherePossible) return Family::kFft;
+  // Where they are as fast, the one of the lesser error.
+  return plans.toom_cook.cycles < 0.95 * plans.fft.cycles ? Family::kToomCook : Family::kFft;
+}
+
+Family choose(Op op, const Plans& plans, Uses uses) {
+  const Family transform = choose_transform(plans, uses);
+  if (plans.amx.pieces == 0) return transform;
+  if (uses.amx == Use::kWherePossible || transform == Family::kDirect) return Family::kAmx;
+  const bool fft = transform == Family::kFft;
+  if ((fft ? uses.fft : uses.toom_cook) == Use::kWherePossible) return transform;
+  const int64_t batch = op == Op::kBackwardWeight ? 1 : kTypicalBatch;
+  const double cycles = fft ? plans.fft.batch_cycles : double(batch) * plans.toom_cook.cycles;
+  return cycles < plans.amx.batch_cycles ? transform : Family::kAmx;
 }
 
 }  // namespace
@@ -35,7 +32,7 @@ Plans make_plans(
       make_fft_plan(op, problem, sizes, tile, cache, uses.fft),
       make_toom_cook_plan(op, problem, sizes, tile, cache, uses.toom_cook),
       make_amx_plan(op, problem, sizes, tile, cache, uses.amx)};
-  plans.family = choose(plans, uses);
+  plans.family = choose(op, plans, uses);
   return plans;
 }
 
