@@ -76,6 +76,11 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
             operator, str(real).removeprefix("torch."), **sizes, padding_mode=layer.padding_mode, accumulate=parts > 1
         )
         limits = {"FMA": flops / peak, "memory": nbytes / bandwidth}
+        if plan["algorithm"] == "amx":
+            # 16 times the products of the FMA units a clock, of which a float32 one takes six (amx_plan.h).
+            products = 6 if plan["pieces"] == 3 else 1
+            del limits["FMA"]
+            limits["AMX"] = flops * products / (16 * _fma_peak(torch.float32) * threads)
         limit = max(limits, key=limits.__getitem__)
         cells = {
             "": name,
@@ -83,8 +88,6 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
             "MB": f"{nbytes / 1e6:,.1f}",
             "at least": f"{limits[limit] * 1e3:.3g} ms ({limit})",
         }
-        if plan["algorithm"] == "amx":
-            cells["at least"] = "-"  # the limit is that of the FMA units
         if "multiplications" in plan:
             cells["at least"] = "-"  # the limits are those of the direct method
             plan["multiplications"] = f"{plan['multiplications'] / (flops / 2):.1%} of direct"

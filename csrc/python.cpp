@@ -266,7 +266,6 @@ py::dict plan(
     fields["out_block"] = amx.out_block;
     fields["pass_tiles"] = amx.pass_tiles;
     fields["reduction_chunks"] = std::max<int64_t>(1, amx.reduction_chunks);
-    fields["cycles"] = amx.cycles;
     fields["scratch_bytes"] = amx.scratch_bytes;
     fields["shared_bytes"] = amx.packed_bytes + amx.partial_bytes;
     return fields;
@@ -278,7 +277,6 @@ py::dict plan(
     fields["row_block"] = fft.row_block;
     fields["block_tile"] = fft.block_tile;
     fields["multiplications"] = fft.multiplications;
-    fields["cycles"] = fft.cycles;
     fields["scratch_bytes"] = fft.scratch_bytes;
     fields["shared_bytes"] = fft.most_groups * (fft.weight_bytes + fft.signal_bytes);
     return fields;
@@ -291,7 +289,6 @@ py::dict plan(
     fields["quad_block"] = toom_cook.quad_block;
     fields["channel_block"] = toom_cook.channel_block;
     fields["multiplications"] = toom_cook.multiplications;
-    fields["cycles"] = toom_cook.cycles;
     fields["reduction_chunks"] = std::max<int64_t>(1, toom_cook.reduction_chunks);
     fields["scratch_bytes"] = toom_cook.scratch_bytes;
     fields["shared_bytes"] = toom_cook.packed_bytes + toom_cook.partial_bytes;

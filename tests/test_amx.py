@@ -125,19 +125,19 @@ def test_is_chosen_where_it_is_faster(op: str) -> None:
     """Far from where it meets the others."""
     before = _C.isa()
     _C.set_isa("amx")
-    assert not cpu.allow_amx
-    cpu.allow_amx = True
     try:
         shape = {"kernel_size": 3, "in_length": 4000, "batch": 1}
-        dense = _C.plan(op, "float32", in_channels=256, out_channels=256, **shape)
-        assert dense["algorithm"] == "amx"
+        dense = {"in_channels": 256, "out_channels": 256, **shape}
+        for dtype in ("float32", "bfloat16"):
+            assert _C.plan(op, dtype, **dense)["algorithm"] == "amx"
+        for dtype in ("float64", "float16"):
+            assert _C.plan(op, dtype, **dense)["algorithm"] != "amx"
         for channels, groups in [(256, 256), (4, 1)]:
             plan = _C.plan(op, "float32", in_channels=channels, out_channels=channels, groups=groups, **shape)
             assert plan["algorithm"] != "amx"
         with cpu.flags(allow_amx=False):
             assert not cpu.allow_amx
-            assert _C.plan(op, "float32", in_channels=256, out_channels=256, **shape)["algorithm"] == "panel"
+            assert _C.plan(op, "float32", **dense)["algorithm"] == "panel"
         assert cpu.allow_amx
     finally:
-        cpu.allow_amx = False
         _C.set_isa(before)

@@ -37,6 +37,13 @@ LARGE = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _without_matrix_unit() -> Iterator[None]:
+    """Which is faster than Toom-Cook's algorithm, where there is one."""
+    with cpu.flags(allow_amx=False):
+        yield
+
+
 @pytest.fixture
 def everywhere() -> Iterator[None]:
     """All that can go through the algorithm does."""
