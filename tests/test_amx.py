@@ -10,6 +10,7 @@ from test_fft import check_bits, results
 from test_nonfinite import check_places
 from test_plan import LAYERS
 
+import conv1d_ext
 from conv1d_ext import _C
 from conv1d_ext.backends import cpu
 
@@ -29,6 +30,8 @@ LARGE = [
     Case(1, 1, 5000, 40, 200, stride=80),
     Case(2, 96, 801, 130, 5, stride=3, padding=(2, 2)),
     Case(1, 600, 200, 530, 3, padding=(1, 1)),
+    Case(3, 40, 501, 33, 7, stride=4, padding=(2, 2), dilation=6),
+    Case(2, 20, 900, 24, 2, stride=3),
 ]
 
 
@@ -141,3 +144,13 @@ def test_is_chosen_where_it_is_faster(op: str) -> None:
         assert cpu.allow_amx
     finally:
         _C.set_isa(before)
+
+
+def test_explained(capsys: pytest.CaptureFixture) -> None:
+    """With the limit of the unit, which is far beyond that of the FMA units."""
+    conv1d_ext.explain(torch.nn.Conv1d(256, 256, 3), (1, 256, 4000))
+    with cpu.flags(allow_amx=False):
+        conv1d_ext.explain(torch.nn.Conv1d(256, 256, 3), (1, 256, 4000))
+    limits = [line.split()[2] for line in capsys.readouterr().out.splitlines() if line.startswith("at least")]
+    with_unit, without = map(float, limits)
+    assert with_unit < without / 2

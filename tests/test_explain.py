@@ -5,6 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import conv1d_ext
+from conv1d_ext import _C
+
+DENSE = "amx" if _C.isa() == "amx" else "panel"
 
 
 def explained(capsys: pytest.CaptureFixture, layer: torch.nn.Conv1d, shape: list[int]) -> dict[str, list[str]]:
@@ -25,7 +28,7 @@ def test_counts_the_operations_that_torch_counts(capsys: pytest.CaptureFixture) 
 @pytest.mark.parametrize(
     ("layer", "algorithms"),
     [
-        (torch.nn.Conv1d(256, 256, 3, padding="same"), ["panel", "panel", "panel"]),
+        (torch.nn.Conv1d(256, 256, 3, padding="same"), [DENSE, DENSE, DENSE]),
         (torch.nn.Conv1d(256, 256, 4, padding=3, groups=256), ["depthwise", "depthwise", "depthwise"]),
         (torch.nn.Conv1d(64, 64, 4, padding=3, groups=64, padding_mode="reflect"), ["depthwise", "panel", "depthwise"]),
         (torch.nn.Conv1d(256, 256, 3, dtype=torch.complex64), ["panel", "panel", "panel"]),

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "cpu/scalar_inl.h"
+#include "cpu/tap_classes_inl.h"
 
 namespace conv1d_ext {
 namespace {
@@ -27,6 +28,7 @@ struct AmxPlanner {
   const int64_t channels = op == Op::kBackwardInput ? out_per_group : in_per_group;
   const int64_t rows = op == Op::kBackwardInput ? in_per_group : out_per_group;
   const int64_t result_length = op == Op::kBackwardInput ? p.in_length : p.out_length;
+  const int64_t result_stride = op == Op::kBackwardInput ? p.input.position : p.output.position;
 
   void choose_steps(AmxPlan& plan) const {
     plan.step_taps = std::clamp<int64_t>(kAmxDepth / channels, 1, p.kernel_size);
@@ -137,7 +139,8 @@ struct AmxPlanner {
   }
 
   // What follows counts vector FMAs of float, in the measure of fft_plan.cpp. The figures are fitted to some 200 layers
-  // and operators on a Xeon with one thread, float32 and bfloat16; nine of ten come out within a quarter of their times.
+  // and operators on a Xeon with one thread, float32 and bfloat16; nine of ten come out within a quarter of their
+  // times.
 
   double direct(int64_t items) const {
     const double products = double(items) * p.out_channels * in_per_group * p.kernel_size * p.out_length;
@@ -162,9 +165,9 @@ struct AmxPlanner {
     const double fills = positions * set * std::max(1.0, double(passes) / p.groups);
     const double weights = double(row_tiles) * plan.steps * kAmxDepth;
     // Weights are read from the L2 cache at best, once for each panel.
-    return p.groups *
-           (products * tile_cost(plan, 0.44) + fills * (p.stride > 1 ? 2.2 : 1.3) + double(row_tiles) * columns * 1.2 +
-            weights * (2.3 + 1.2 * double(panels) * plan.position_blocks));
+    return p.groups * (products * tile_cost(plan, 0.44) + fills * (p.stride > 1 ? 2.2 : 1.3) +
+                       double(row_tiles) * columns * (result_stride == 1 ? 1.2 : 5) +
+                       weights * (2.3 + 1.2 * double(panels) * plan.position_blocks));
   }
 
   double weights_cost(const AmxPlan& plan) const {
@@ -191,10 +194,28 @@ struct AmxPlanner {
     return gain >= kGain || (gain >= kLeastAlone && direct(kTypicalBatch) / plan.batch_cycles >= kBatchGain);
   }
 
+  AmxPlan plan_by_class() const {
+    // Of more classes results lie too far apart.
+    constexpr int64_t kMostClasses = 8;
+    if (amx_classes(p) > kMostClasses) return {};
+    AmxPlan all{};
+    for (int64_t i = 0; i < amx_classes(p); ++i) {
+      const Conv1dProblem part = amx_class(p, i).problem;
+      if (part.in_length == 0) continue;
+      const AmxPlan plan = AmxPlanner{op, part, sizes, tile, cache, Use::kWherePossible}.plan();
+      if (plan.pieces == 0) return {};
+      const double cycles = all.cycles + plan.cycles, batch_cycles = all.batch_cycles + plan.batch_cycles;
+      if (all.pieces == 0) all = plan;
+      all.cycles = cycles;
+      all.batch_cycles = batch_cycles;
+    }
+    return use == Use::kWhereFaster && !worth_it(all) ? AmxPlan{} : all;
+  }
+
   AmxPlan plan() const {
     AmxPlan plan{};
     if (use == Use::kNever || sizes.pieces == 0 || p.accumulate || p.negate) return plan;
-    if (op == Op::kBackwardInput && p.stride > 1) return plan;
+    if (op == Op::kBackwardInput && p.stride > 1) return plan_by_class();
     if (std::max(std::abs(p.weight.in_channel), std::abs(p.weight.out_channel)) > kMostWeightStride) return plan;
     plan.pieces = sizes.pieces;
     if (op == Op::kBackwardWeight) {
@@ -217,6 +238,24 @@ std::atomic<Use>& chosen_use() {
 }
 
 }  // namespace
+
+int64_t amx_classes(const Conv1dProblem& problem) {
+  return TapClasses{problem, problem.stride / std::gcd(problem.stride, problem.dilation)}.count;
+}
+
+AmxClass amx_class(const Conv1dProblem& problem, int64_t tap_class) {
+  const TapClasses classes{problem, problem.stride / std::gcd(problem.stride, problem.dilation)};
+  const int64_t residue = classes.residue(tap_class);
+  Conv1dProblem part = problem;
+  part.in_length = std::max<int64_t>(0, ceil_div(problem.in_length - residue, problem.stride));
+  part.input.position *= problem.stride;
+  part.kernel_size = classes.taps(tap_class);
+  part.weight.tap *= classes.period;
+  part.dilation = classes.period * problem.dilation / problem.stride;
+  part.padding_left = classes.offset(tap_class);
+  part.stride = 1;
+  return {part, tap_class * problem.weight.tap, residue * problem.input.position};
+}
 
 Use amx_use() { return chosen_use().load(std::memory_order_relaxed); }
 void set_amx_use(Use use) { chosen_use().store(use, std::memory_order_relaxed); }

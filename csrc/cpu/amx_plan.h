@@ -53,6 +53,15 @@ struct AmxPlan {
   double cycles, batch_cycles;  // as FftPlan's
 };
 
+// Input gradients of strides are gradients of stride 1, one for each class of taps (tap_classes_inl.h). Their plan is
+// that of the first class, but for the estimates, which are of all.
+struct AmxClass {
+  Conv1dProblem problem;
+  int64_t weight_offset, result_offset;  // elements
+};
+int64_t amx_classes(const Conv1dProblem& problem);
+AmxClass amx_class(const Conv1dProblem& problem, int64_t tap_class);
+
 Use amx_use();  // of this process
 void set_amx_use(Use use);
 

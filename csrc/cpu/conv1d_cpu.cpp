@@ -319,6 +319,24 @@ std::vector<uint8_t> run_amx(
   return alarms;
 }
 
+// The same of an input gradient of a stride.
+std::vector<uint8_t> run_amx_by_class(const Kernels& kernels, const Conv1dProblem& problem, const Operands& operands) {
+  std::vector<uint8_t> alarms(problem.batch);
+  const int64_t element = kernels.run.sizes.storage;
+  for (int64_t i = 0; i < amx_classes(problem); ++i) {
+    const AmxClass part = amx_class(problem, i);
+    if (part.problem.in_length == 0) continue;
+    Operands of_class = operands;
+    of_class.weight = static_cast<const char*>(operands.weight) + part.weight_offset * element;
+    of_class.result = static_cast<char*>(operands.result) + part.result_offset * element;
+    const AmxPlan plan = make_amx_plan(
+        Op::kBackwardInput, part.problem, kernels.run.sizes, kernels.tile, cache_sizes(), Use::kWherePossible);
+    const std::vector<uint8_t> of_part = run_amx(Op::kBackwardInput, kernels, part.problem, plan, of_class);
+    for (size_t n = 0; n < alarms.size(); ++n) alarms[n] |= of_part[n];
+  }
+  return alarms;
+}
+
 // By another algorithm than the direct one. Returns the alarms.
 std::vector<uint8_t> run_indirect(
     Op op, const Kernels& kernels, const Conv1dProblem& problem, const Plans& plans, const Operands& operands) {
@@ -330,6 +348,7 @@ std::vector<uint8_t> run_indirect(
     case Family::kToomCook:
       return run_toom_cook(op, kernels, problem, plans.toom_cook, operands);
     case Family::kAmx:
+      if (op == Op::kBackwardInput && problem.stride > 1) return run_amx_by_class(kernels, problem, operands);
       return run_amx(op, kernels, problem, plans.amx, operands);
   }
   return {};
