@@ -49,7 +49,7 @@ class _Cpu:
 
     @property
     def allow_amx(self) -> bool:
-        """Whether layers that are faster by the matrix unit (AMX) go through it, if there is one. True unless it is set.
+        """Whether layers that are faster by the CPU's matrix unit (AMX) go through it. True unless it is set.
 
         float32 is taken apart into three bfloat16, so that nothing is lost: its error is that of direct sums, or less.
         """

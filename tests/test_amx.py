@@ -1,5 +1,6 @@
 """Convolution by the matrix unit: right on every shape, as exact as direct sums, whatever its operands' magnitude."""
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -94,11 +95,19 @@ def test_is_no_less_exact_than_torch(case: Case, everywhere: None) -> None:
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e-12, 1e12, 1e30])
 def test_magnitude_of_operands_costs_no_digits(scale: float, everywhere: None) -> None:
     """Below some 1e-15 the unit would round pieces to zero, above they could overflow."""
-    x, w = torch.randn(2, 64, 300), torch.randn(64, 64, 3)
-    exact = torch.conv1d(x.double(), w.double())
-    for y in (OPS.conv1d(x * scale, w), OPS.conv1d(x, w * scale)):
-        error = (y.double() / scale - exact).norm() / exact.norm()
-        assert error < (1e-6 if scale > 1e-37 else 1e-5)  # denormal numbers have fewer bits
+    x, w, g = torch.randn(2, 64, 300), torch.randn(64, 64, 3), torch.randn(2, 64, 298)
+
+    def compute(x: torch.Tensor, w: torch.Tensor, g: torch.Tensor) -> list[torch.Tensor]:
+        y = [OPS.conv1d(x, w), OPS.conv1d_backward_input(g, w, 300), OPS.conv1d_backward_weight(g, x, 3)]
+        return [result.double() for result in y]
+
+    with cpu.flags(allow_amx=False):
+        exact = compute(x.double(), w.double(), g.double())
+    for operands, scaled in [((x * scale, w, g), (0, 2)), ((x, w * scale, g), (0, 1)), ((x, w, g * scale), (1, 2))]:
+        results = compute(*operands)
+        for i in scaled:
+            error = (results[i] / scale - exact[i]).norm() / exact[i].norm()
+            assert error < (1e-6 if scale > 1e-37 else 1e-5)  # denormal numbers have fewer bits
 
 
 @pytest.mark.parametrize("spoil", ["input", "weight", "grad_output"])
@@ -112,15 +121,40 @@ def test_bits_depend_neither_on_threads_nor_on_the_batch(case: Case, everywhere:
     check_bits(case)
 
 
+def check_memory(op: str, dtype: str, **shape: int) -> None:
+    this = _C.plan(op, dtype, **shape)
+    if this["algorithm"] == "amx":
+        assert this["scratch_bytes"] + this["shared_bytes"] <= 4 << 20
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("op", OPERATORS)
-def test_memory_is_bounded(op: str, kind: str, everywhere: None) -> None:
+def test_memory_is_bounded_whatever_the_batch_and_length(op: str, kind: str, dtype: str, everywhere: None) -> None:
     in_channels, out_channels, kernel_size, geometry = LAYERS[kind]
-    shape = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size}
+    shape = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size, **geometry}
     for batch, in_length in [(1, 2 * 10**7), (10**5, 2 * 10**7), (10**5, 70000)]:
-        this = _C.plan(op, "float32", **shape, batch=batch, **{**geometry, "in_length": in_length})
-        if this["algorithm"] == "amx":
-            assert this["scratch_bytes"] + this["shared_bytes"] <= 4 << 20
+        check_memory(op, dtype, **{**shape, "batch": batch, "in_length": in_length})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kernel_size", [1, 3, 500, 2000])
+@pytest.mark.parametrize("op", OPERATORS)
+def test_memory_is_bounded_whatever_the_kernel(op: str, kernel_size: int, dtype: str, everywhere: None) -> None:
+    channels = [(1, 4096), (4096, 1), (64, 1024), (1024, 4096)]
+    for (ins, outs), batch, positions, stride in itertools.product(channels, (1, 1000), (1, 20, 200), (1, 2, 500)):
+        in_length = kernel_size + (positions - 1) * stride
+        shape = {"in_channels": ins, "out_channels": outs, "kernel_size": kernel_size, "stride": stride}
+        check_memory(op, dtype, **shape, batch=batch, in_length=in_length)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("op", OPERATORS[:2])
+def test_choice_does_not_depend_on_the_batch(op: str, dtype: str) -> None:
+    for channels, in_length, stride in itertools.product(range(8, 200, 8), (50, 500), (1, 2)):
+        shape = {"in_channels": channels, "out_channels": channels, "kernel_size": 3, "stride": stride}
+        plans = [_C.plan(op, dtype, **shape, in_length=in_length, batch=batch) for batch in (1, 3, 100)]
+        assert len({this["algorithm"] for this in plans}) == 1
 
 
 @pytest.mark.parametrize("op", OPERATORS)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 
@@ -26,6 +27,13 @@ LAYERS = {
     "depthwise, strided, far apart": (8, 8, 3, {"groups": 8, "stride": 7, "dilation": 30_000}),
     "depthwise, long": (4, 4, 6000, {"groups": 4, "stride": 3}),
 }
+
+
+@pytest.fixture(autouse=True)
+def _without_matrix_unit() -> Iterator[None]:
+    """Whose plans are in test_amx.py."""
+    with cpu.flags(allow_amx=False):
+        yield
 
 
 def plan(
