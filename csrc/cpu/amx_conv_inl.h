@@ -23,7 +23,7 @@ class AmxConv {
     Scratch scratch{static_cast<char*>(memory)};
     panel_ = scratch.take<uint16_t>(plan.panel_elements);
     rows_ = scratch.take<float>(kAmxDepth * (plan.panel_width + kLanes));
-    sums_ = scratch.take<float>(2 * kAmxRows * kAmxRows);
+    for (float*& sums : sums_) sums = scratch.take<float>(kAmxRows * kAmxRows);
     a_step_ = scratch.take<int64_t>(plan.steps);
     largest_ = scratch.take<uint32_t>(plan.batch_block);
   }
@@ -250,8 +250,9 @@ class AmxConv {
 
   // Sums of a row tile from a column of the panel on.
   struct Sums {
-    int64_t tile, column, count;  // 0 where there are none
-    float* data;                  // [column][row]
+    int64_t tile, column, count;
+    int turn;
+    float* data;  // [column][row]; null where there are none
   };
 
   // The row tile's sums, while those before are stored; the last ones are left in `before`.
@@ -268,9 +269,8 @@ class AmxConv {
     product.steps = plan_.steps;
     product.c_row = kAmxRows;
     for (int64_t column = 0; column < columns; column += kAmxRows) {
-      const Sums sums{
-          tile, column, min_of(kAmxRows, columns - column),
-          before->data == sums_ ? sums_ + kAmxRows * kAmxRows : sums_};
+      const int turn = 1 - before->turn;
+      const Sums sums{tile, column, min_of(kAmxRows, columns - column), turn, sums_[turn]};
       product.a = panel_ + column * kAmxDepth;
       product.c = sums.data;
       multiply_tiles<kPieces>(product, sums.count, rows, [&](int part) { store_part(block, *before, part); });
@@ -280,6 +280,7 @@ class AmxConv {
 
   // Stores one tile of the sums.
   [[gnu::noinline]] void store_part(const Block& block, const Sums& sums, int part) const {
+    if (sums.data == nullptr) return;
     const int64_t row = sums.tile % plan_.row_tiles * kAmxRows + part % 2 * kAmxSide;
     const int64_t rows = min_of(kAmxSide, view_.rows - row);
     const int64_t column = sums.column + part / 2 * kAmxSide;
@@ -341,7 +342,7 @@ class AmxConv {
   const AmxArgs& args_;
   const ForwardView view_;
   uint16_t* panel_;
-  float *rows_, *sums_;  // sums: of two products in turn
+  float *rows_, *sums_[2];  // sums: in turn
   int64_t* a_step_;
   uint32_t* largest_;  // of each batch item of a panel
 };

@@ -47,6 +47,15 @@ struct AmxPlanner {
     return kAmxDepth * (position_bytes + int64_t{sizeof(float)}) * (positions + halo(plan));
   }
 
+  // Batch items in a panel: short ones up to a few hundred columns.
+  int64_t side_by_side(const AmxPlan& plan, int64_t items) const {
+    constexpr int64_t kMostColumns = 512;
+    const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0);
+    const int64_t columns = std::min(kMostColumns, cache.l2 / 2 / position_bytes);
+    return plan.position_blocks > 1 ? 1
+                                    : std::clamp<int64_t>(columns / plan.item_pitch, 1, std::max<int64_t>(1, items));
+  }
+
   // Half of the L2 cache for the panel, the rest for a tile's weights, sums and what streams by.
   bool choose_blocks(AmxPlan& plan) const {
     const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0), budget = cache.l2 / 2;
@@ -55,13 +64,7 @@ struct AmxPlanner {
     plan.position_block = balanced_block(result_length, most, kAmxRows);
     plan.position_blocks = ceil_div(result_length, plan.position_block);
     plan.item_pitch = std::min(result_length, plan.position_block) + halo(plan);
-    plan.batch_block = 1;
-    if (plan.position_blocks == 1) {
-      // Up to a few hundred columns, of items side by side.
-      constexpr int64_t kMostColumns = 512;
-      const int64_t columns = std::min(kMostColumns, budget / position_bytes);
-      plan.batch_block = std::clamp<int64_t>(columns / plan.item_pitch, 1, std::max<int64_t>(1, p.batch));
-    }
+    plan.batch_block = side_by_side(plan, p.batch);
     // Whole tiles are read, wherever they begin.
     const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + std::min(result_length, plan.position_block);
     plan.panel_width = round_up(columns, kAmxSide) + halo(plan);
@@ -144,7 +147,7 @@ struct AmxPlanner {
 
   double direct(int64_t items) const {
     const double products = double(items) * p.out_channels * in_per_group * p.kernel_size * p.out_length;
-    return products / tile.lanes * (sizes.pair == 2 && op != Op::kBackwardWeight ? 1.45 : 1.15);
+    return products / tile.lanes * (sizes.pair == 2 ? 1.45 : 1.15);
   }
 
   // Of the products of two tiles, for all pieces.
@@ -154,19 +157,19 @@ struct AmxPlanner {
 
   // For so many batch items.
   double rows_cost(const AmxPlan& plan, int64_t items) const {
-    const int64_t side_by_side = std::min(plan.batch_block, items), panels = ceil_div(items, side_by_side);
+    const int64_t block = side_by_side(plan, items), panels = ceil_div(items, block);
     const int64_t longest = std::min(result_length, plan.position_block);
-    const int64_t columns =
-        plan.position_blocks * round_up((side_by_side - 1) * plan.item_pitch + longest, kAmxSide) * panels;
-    const int64_t row_tiles = round_up(rows, kAmxSide), passes = ceil_div(p.groups * plan.row_tiles, plan.pass_tiles);
-    const double products = double(row_tiles / kAmxSide) * (columns / kAmxSide) * plan.steps;
+    const int64_t row_tiles = ceil_div(rows, kAmxSide), passes = ceil_div(p.groups * plan.row_tiles, plan.pass_tiles);
+    const double column_tiles =
+        double(panels) * plan.position_blocks * double(ceil_div((block - 1) * plan.item_pitch + longest, kAmxSide));
+    const double products = double(row_tiles) * column_tiles * plan.steps;
     const double set = double(plan.panel_phases) * plan.channel_steps * kAmxDepth;
-    const double positions = columns + double(panels) * plan.position_blocks * halo(plan);
+    const double positions = column_tiles * kAmxSide + double(panels) * plan.position_blocks * halo(plan);
     const double fills = positions * set * std::max(1.0, double(passes) / p.groups);
-    const double weights = double(row_tiles) * plan.steps * kAmxDepth;
+    const double weights = double(row_tiles) * kAmxSide * plan.steps * kAmxDepth;
     // Weights are read from the L2 cache at best, once for each panel.
     return p.groups * (products * tile_cost(plan, 0.44) + fills * (p.stride > 1 ? 2.2 : 1.3) +
-                       double(row_tiles) * columns * (result_stride == 1 ? 1.2 : 5) +
+                       double(row_tiles) * kAmxSide * column_tiles * kAmxSide * (result_stride == 1 ? 1.2 : 5) +
                        weights * (2.3 + 1.2 * double(panels) * plan.position_blocks));
   }
 

@@ -103,13 +103,10 @@ class AmxWeightGradient {
     int64_t width;  // beyond are zeros
 
     F32 load_at(int64_t row, int64_t position) const {
-      const int64_t there = row < count ? max_of(0, width - position) : 0;
-      return there < kLanes ? load_partial(data[row], there, position) : load(data[row] + position);
-    }
-
-   private:
-    static F32 load_partial(const float* row, int64_t there, int64_t position) {
-      return there == 0 ? broadcast(0.0f) : conv1d_ext::load_partial(row + position, there);
+      const int64_t there = row < count ? width - position : 0;
+      return there >= kLanes ? load(data[row] + position)
+             : there > 0     ? load_partial(data[row] + position, there)
+                             : broadcast(0.0f);
     }
   };
 
@@ -241,6 +238,7 @@ class AmxWeightGradient {
     product.b_step = kAmxTile;
     product.steps = steps_of(visit);
     product.c_row = kAmxRows;
+    int turn = 0;
     const float* before = nullptr;
     float* sums = sums_;
     const auto add_before = [&](int part) {
@@ -253,7 +251,8 @@ class AmxWeightGradient {
           const int64_t shift = tap / plan_.panel_phases * plan_.phase_shift;
           product.b = panel_at(tap % plan_.panel_phases, shift % plan_.parities) + in * plan_.panel_width +
                       shift / 2 * kAmxDepth;
-          product.c = first ? sums : before == visit_sums_[0] ? visit_sums_[1] : visit_sums_[0];
+          turn = 1 - turn;
+          product.c = first ? sums : visit_sums_[turn];
           multiply_tiles<kPieces>(product, block.out_count - out, block.in_count - in, add_before);
           before = first ? nullptr : product.c;
         }

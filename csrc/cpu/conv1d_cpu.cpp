@@ -251,8 +251,8 @@ void add_chunks(
   Plan plan{};
   plan.reduction_chunks = chunks;
   const BackwardWeightArgs args{operands.weight, operands.source, operands.result, partial_sums};
-  const double work =
-      double(chunks) * problem.out_channels * (problem.in_channels / problem.groups) * problem.kernel_size;
+  const int64_t in_per_group = problem.in_channels / problem.groups;
+  const double work = double(chunks) * problem.out_channels * in_per_group * problem.kernel_size;
   for_ranges(problem.out_channels, work, [&](int64_t begin, int64_t end) {
     kernels.run.backward_weight_sum(problem, plan, args, begin, end);
   });
