@@ -19,8 +19,9 @@ from .peers import OURS, VARIANTS
 from .result import Result
 
 LEGEND = (
-    "ms, GFLOP/s: conv1d_ext. of limit: the share of the FMA peak or of the bandwidth of a copy, whichever is greater. "
-    "x: the other's time divided by conv1d_ext's. error: the largest against float64, relative to the largest element."
+    "ms, GFLOP/s: conv1d_ext. of limit: the share of the FMA peak, which transforms and matrix units can exceed, or of "
+    "the bandwidth of a copy, whichever is greater. x: the other's time divided by conv1d_ext's. error: the largest "
+    "against float64, relative to the largest element."
 )
 
 
