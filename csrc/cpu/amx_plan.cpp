@@ -146,8 +146,10 @@ struct AmxPlanner {
   // times.
 
   double direct(int64_t items) const {
-    const double products = double(items) * p.out_channels * in_per_group * p.kernel_size * p.out_length;
-    return products / tile.lanes * (sizes.pair == 2 ? 1.45 : 1.15);
+    const bool pairs = sizes.pair == 2;
+    const double weights = double(p.out_channels) * in_per_group * p.kernel_size;
+    const double packing = op == Op::kBackwardWeight ? 0 : pairs ? 2 : 0.3;
+    return weights * (double(items) * p.out_length / tile.lanes * (pairs ? 1.45 : 1.15) + packing);
   }
 
   // Of the products of two tiles, for all pieces.
@@ -190,11 +192,11 @@ struct AmxPlanner {
   // What decides must not depend on the batch, but for weight gradients, which are sums over it. In batches of short
   // sequences the weights weigh less.
   bool worth_it(const AmxPlan& plan) const {
-    // As in fft_plan.cpp: what is faster in a batch may be a little slower alone.
-    constexpr double kGain = 1.1, kLeastAlone = 0.85, kBatchGain = 1.3;
-    if (op == Op::kBackwardWeight) return direct(p.batch) / plan.cycles >= kGain;
-    const double gain = direct(1) / plan.cycles;
-    return gain >= kGain || (gain >= kLeastAlone && direct(kTypicalBatch) / plan.batch_cycles >= kBatchGain);
+    // What is faster in a batch may be slower alone, if by less.
+    constexpr double kGain = 1.1, kLeastAlone = 0.6;
+    const double gain = direct(op == Op::kBackwardWeight ? p.batch : 1) / plan.cycles;
+    if (op == Op::kBackwardWeight || gain >= kGain) return gain >= kGain;
+    return gain >= kLeastAlone && gain * direct(kTypicalBatch) / plan.batch_cycles >= kGain * kGain;
   }
 
   AmxPlan plan_by_class() const {
