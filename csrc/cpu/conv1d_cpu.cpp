@@ -305,8 +305,9 @@ std::vector<uint8_t> run_amx(
       kernel(op, problem, plan, args, scratch_memory(plan.scratch_bytes), begin, end);
     });
   };
+  const double work = plan.cycles * kernels.tile.lanes;  // backward_weight: of the batch
   if (op == Op::kBackwardWeight) {
-    pass(amx.sum_products, plan.units, plan.cycles);
+    pass(amx.sum_products, plan.units, work);
     add_chunks(kernels, problem, plan.reduction_chunks, operands, partial_sums.get());
     return alarms;
   }
@@ -314,7 +315,7 @@ std::vector<uint8_t> run_amx(
   for (args.first_tile = 0; args.first_tile < tiles; args.first_tile += plan.pass_tiles) {
     args.tile_count = std::min(plan.pass_tiles, tiles - args.first_tile);
     pass(amx.pack_weights, args.tile_count, plan.packed_bytes);
-    pass(amx.multiply_blocks, plan.units * args.tile_count, plan.cycles * args.tile_count / tiles);
+    pass(amx.multiply_blocks, plan.units * args.tile_count, work * problem.batch * args.tile_count / tiles);
   }
   return alarms;
 }
