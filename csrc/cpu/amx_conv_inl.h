@@ -14,7 +14,7 @@ template <class Storage>
 class AmxConv {
   static constexpr int kPieces = kAmxPieces<Storage>;
   static constexpr int64_t kPiece = 2 * kAmxTile, kLanes = F32::kLanes;
-  // Elements from one position to the next for which reading them by gather instructions beats copying them first.
+  // Elements from one position to the next whose multiples gather instructions can count; no layer comes near.
   static constexpr int64_t kMostGathered = 1 << 16;
 
  public:

@@ -97,11 +97,10 @@ struct AmxPlanner {
     const int64_t tile_bytes = kAmxRows * kAmxRows * p.kernel_size * int64_t{sizeof(float)};
     const int64_t budget = cache.l2 * 3 / 4, most_tiles = budget / tile_bytes;
     if (most_tiles == 0) return false;
-    // More input channels than output channels: these take longer to lay out, once for each block of those.
-    int64_t out_block = std::min<int64_t>(out_tiles, std::sqrt(most_tiles / 1.5));
-    out_block = std::max<int64_t>(1, out_block);
-    const int64_t in_block = balanced_block(in_tiles, most_tiles / out_block, 1);
-    out_block = balanced_block(out_tiles, most_tiles / in_block, 1);
+    // About square: either operand is laid out once for each block of the other's channels.
+    const int64_t side = std::max<int64_t>(1, std::min<int64_t>(out_tiles, std::sqrt(most_tiles)));
+    const int64_t in_block = balanced_block(in_tiles, most_tiles / side, 1);
+    const int64_t out_block = balanced_block(out_tiles, most_tiles / in_block, 1);
     plan.in_block = std::min(in_per_group, balanced_block(in_per_group, in_block * kAmxRows, kAmxRows));
     plan.out_block = std::min(out_per_group, balanced_block(out_per_group, out_block * kAmxRows, kAmxRows));
     const int64_t in_rows = round_up(plan.in_block, kAmxSide), out_rows = round_up(plan.out_block, kAmxRows);
@@ -143,7 +142,7 @@ struct AmxPlanner {
 
   // What follows counts vector FMAs of float, in the measure of fft_plan.cpp. The figures are fitted to some 200 layers
   // and operators on a Xeon with one thread, float32 and bfloat16; nine of ten come out within a quarter of their
-  // times.
+  // times. Guesses are the cost of results that lie apart, kLeastAlone and kMostClasses.
 
   double direct(int64_t items) const {
     const bool pairs = sizes.pair == 2;
@@ -200,7 +199,7 @@ struct AmxPlanner {
   }
 
   AmxPlan plan_by_class() const {
-    // Of more classes results lie too far apart.
+    // Of more classes, results lie too far apart.
     constexpr int64_t kMostClasses = 8;
     if (amx_classes(p) > kMostClasses) return {};
     AmxPlan all{};
