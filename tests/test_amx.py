@@ -21,7 +21,7 @@ OPS = torch.ops.conv1d_ext
 OPERATORS = ["conv1d", "conv1d_backward_input", "conv1d_backward_weight"]
 CASES = [case for case in CASES if case.batch > 0]
 # Several blocks, passes and items of a panel; channels and taps that fill no step, and taps that share one; strides
-# with phases; rows and positions that fill no tile.
+# with phases; rows and positions that fill no tile; weights that are packed for each panel, a chunk at a time.
 LARGE = [
     Case(2, 70, 700, 33, 3, padding=(1, 1), padding_mode="circular"),
     Case(1, 33, 2000, 50, 4, padding=(3, 0), dilation=5),
@@ -31,6 +31,8 @@ LARGE = [
     Case(1, 1, 5000, 40, 200, stride=80),
     Case(2, 96, 801, 130, 5, stride=3, padding=(2, 2)),
     Case(1, 600, 200, 530, 3, padding=(1, 1)),
+    Case(5, 500, 222, 1070, 1),
+    Case(3, 310, 181, 420, 8, stride=2, padding=(3, 3), dilation=3),
     Case(3, 40, 501, 33, 7, stride=4, padding=(2, 2), dilation=6),
     Case(2, 20, 900, 24, 2, stride=3),
 ]

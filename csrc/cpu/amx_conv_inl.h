@@ -1,7 +1,9 @@
-// forward and backward_input through the matrix unit, in the terms of amx_plan.h. Two passes: weights, taken apart and
-// in the order of their use, then blocks of positions of the results:
-//   panel[piece][phase of taps][step of channels][pair of products][position]
-//   sums[row][position]   by tiles, stored with the bias.
+// forward and backward_input through the matrix unit, in the terms of amx_plan.h: weights, taken apart and in the order
+// of their use, and blocks of positions of the results, chunk by chunk of the sums:
+//   weights[row tile][step][piece][half of the rows][pair of products][row]
+//   panel[phase of taps][step of channels][piece][position][product]
+//   sums[row tile][position][row]   transposed to be stored, with the bias.
+// Weights that are too many to be packed once are packed by each thread, those of a tile and chunk at a time.
 //
 // As with the transforms, a number that is not finite may spoil its neighbours, and so do numbers that are all tiny:
 // kernels set the alarm of the batch item, which the direct kernels then compute again.
@@ -13,7 +15,7 @@ namespace {
 template <class Storage>
 class AmxConv {
   static constexpr int kPieces = kAmxPieces<Storage>;
-  static constexpr int64_t kPiece = 2 * kAmxTile, kLanes = F32::kLanes;
+  static constexpr int64_t kPiece = 2 * kAmxTile, kStep = kPieces * kPiece, kLanes = F32::kLanes;
   // Elements from one position to the next whose multiples gather instructions can count; no layer comes near.
   static constexpr int64_t kMostGathered = 1 << 16;
 
@@ -24,32 +26,24 @@ class AmxConv {
     panel_ = scratch.take<uint16_t>(plan.panel_elements);
     rows_ = scratch.take<float>(kAmxDepth * (plan.panel_width + kLanes));
     for (float*& sums : sums_) sums = scratch.take<float>(kAmxRows * kAmxRows);
-    a_step_ = scratch.take<int64_t>(plan.steps);
+    chunk_sums_ = scratch.take<float>(plan.sum_elements);
+    a_step_ = scratch.take<int64_t>(plan.chunk_steps * plan.tap_steps);
     largest_ = scratch.take<uint32_t>(plan.batch_block);
+    tile_weights_ = scratch.take<uint16_t>(plan.packed_bytes > 0 ? 0 : plan.chunk_steps * plan.tap_steps * kStep);
   }
 
-  // Work units: the row tiles of the pass. Their weights are [tile][half of its rows][step][piece][row][product].
+  // Work units: the row tiles of the pass.
   void pack_weights(int64_t begin, int64_t end) const {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t tile = args_.first_tile + unit, group = tile / plan_.row_tiles;
-      const int64_t row = tile % plan_.row_tiles * kAmxRows;
-      const Storage* weight = static_cast<const Storage*>(args_.operands.weight) +
-                              group * (p_.out_channels / p_.groups) * p_.weight.out_channel;
-      Largest largest;
-      for (int64_t half = 0; half < 2 && row + half * kAmxSide < view_.rows; ++half) {
-        const int64_t first = row + half * kAmxSide, rows = min_of(kAmxSide, view_.rows - first);
-        const Storage* from = weight + first * view_.weight_row;
-        uint16_t* to = packed_weights(tile) + half * kAmxTile;
-        pack_weights(from, rows, to, &largest);
-      }
-      for (int64_t n = 0; n < p_.batch && kPieces > 1 && is_tiny(largest.bits()); ++n) raise_alarm(n);
+      const int64_t tile = args_.first_tile + unit;
+      pack_tile(tile, {0, plan_.channel_steps}, shared_weights(tile));
     }
   }
 
   // Work units: [batch block][position block][row tile of the pass].
   void multiply_blocks(int64_t begin, int64_t end) const {
     _tile_loadconfig(&kAmxConfiguration);
-    for (int64_t step = 0; step < plan_.steps; ++step) {
+    for (int64_t step = 0; step < plan_.chunk_steps * plan_.tap_steps; ++step) {
       const int64_t channels = step / plan_.tap_steps, taps = step % plan_.tap_steps;
       a_step_[step] =
           panel_set(taps % plan_.panel_phases, channels) + taps / plan_.panel_phases * plan_.phase_shift * kAmxDepth;
@@ -59,10 +53,13 @@ class AmxConv {
       const int64_t last =
           min_of(min_of(args_.first_tile + args_.tile_count, (group + 1) * plan_.row_tiles), first + (end - unit));
       const Block block = block_at(unit / args_.tile_count, group);
-      fill_panel(block);
       Sums sums{};
-      for (int64_t tile = first; tile < last; ++tile) compute(block, tile, &sums);
-      for (int part = 0; part < kAmxParts; ++part) store_part(block, sums, part);
+      for (int64_t step = 0; step < plan_.channel_steps; step += plan_.chunk_steps) {
+        const Chunk chunk{step, min_of(step + plan_.chunk_steps, plan_.channel_steps)};
+        fill_panel(block, chunk);
+        for (int64_t tile = first; tile < last; ++tile) compute(block, chunk, tile, tile - first, &sums);
+      }
+      for (int part = 0; part < kAmxParts; ++part) finish_part(block, sums, part);
       unit += last - first;
     }
     _tile_release();
@@ -82,6 +79,11 @@ class AmxConv {
         block_begin(view_.result_length, kAmxRows, plan_.position_blocks, i + 1)};
   }
 
+  // Steps [begin, end) of the channels, with all taps.
+  struct Chunk {
+    int64_t begin, end;
+  };
+
   // The channel and the tap, counted from the step's first, of a product of a step; channel -1 where there is none.
   struct Product {
     int64_t channel, tap;
@@ -95,8 +97,8 @@ class AmxConv {
     return {tap < plan_.step_taps ? index % view_.channels : -1, tap};
   }
 
-  uint16_t* packed_weights(int64_t tile) const {
-    return static_cast<uint16_t*>(args_.packed_weight) + (tile - args_.first_tile) * plan_.steps * kPieces * kPiece;
+  uint16_t* shared_weights(int64_t tile) const {
+    return static_cast<uint16_t*>(args_.packed_weight) + (tile - args_.first_tile) * plan_.steps * kStep;
   }
   int64_t weight_tap(int64_t tap) const { return (view_.reversed ? p_.kernel_size - 1 - tap : tap) * p_.weight.tap; }
 
@@ -144,9 +146,21 @@ class AmxConv {
     }
   }
 
-  void pack_weights(const Storage* weight, int64_t rows, uint16_t* to, Largest* largest) const {
-    for (int64_t channel_step = 0; channel_step < plan_.channel_steps; ++channel_step) {
-      for (int64_t tap_step = 0; tap_step < plan_.tap_steps; ++tap_step, to += kPieces * kPiece) {
+  void pack_tile(int64_t tile, const Chunk& chunk, uint16_t* to) const {
+    const int64_t group = tile / plan_.row_tiles, row = tile % plan_.row_tiles * kAmxRows;
+    const Storage* weight = static_cast<const Storage*>(args_.operands.weight) +
+                            group * (p_.out_channels / p_.groups) * p_.weight.out_channel;
+    Largest largest;
+    for (int64_t half = 0; half < 2 && row + half * kAmxSide < view_.rows; ++half) {
+      const int64_t first = row + half * kAmxSide, rows = min_of(kAmxSide, view_.rows - first);
+      pack_rows(weight + first * view_.weight_row, rows, chunk, to + half * kAmxTile, &largest);
+    }
+    for (int64_t n = 0; n < p_.batch && kPieces > 1 && is_tiny(largest.bits()); ++n) raise_alarm(n);
+  }
+
+  void pack_rows(const Storage* weight, int64_t rows, const Chunk& chunk, uint16_t* to, Largest* largest) const {
+    for (int64_t channel_step = chunk.begin; channel_step < chunk.end; ++channel_step) {
+      for (int64_t tap_step = 0; tap_step < plan_.tap_steps; ++tap_step, to += kStep) {
         F32 products[kAmxDepth];
         load_weights(weight, rows, channel_step, tap_step, products);
         for (int64_t i = 0; i < kAmxDepth; i += 2) {
@@ -163,20 +177,19 @@ class AmxConv {
     }
   }
 
-  // panel[phase][step of channels][piece][position][product]
-  int64_t panel_set(int64_t phase, int64_t channel_step) const {
-    return (phase * plan_.channel_steps + channel_step) * kPieces * plan_.panel_piece;
+  int64_t panel_set(int64_t phase, int64_t step_of_chunk) const {
+    return (phase * plan_.chunk_steps + step_of_chunk) * kPieces * plan_.panel_piece;
   }
 
-  void fill_panel(const Block& block) const {
-    for (int64_t i = 0; i < block.n1 - block.n0; ++i) largest_[i] = 0;
+  void fill_panel(const Block& block, const Chunk& chunk) const {
+    for (int64_t i = 0; i < block.n1 - block.n0 && chunk.begin == 0; ++i) largest_[i] = 0;
     for (int64_t phase = 0; phase < plan_.panel_phases; ++phase) {
       const int64_t halo = (plan_.tap_steps - 1 - phase) / plan_.panel_phases * plan_.phase_shift;
-      for (int64_t step = 0; step < plan_.channel_steps; ++step) {
-        fill_set(block, phase, step, block.positions() + halo, panel_ + panel_set(phase, step));
+      for (int64_t step = chunk.begin; step < chunk.end; ++step) {
+        fill_set(block, phase, step, block.positions() + halo, panel_ + panel_set(phase, step - chunk.begin));
       }
     }
-    for (int64_t i = 0; i < block.n1 - block.n0; ++i) {
+    for (int64_t i = 0; i < block.n1 - block.n0 && chunk.end == plan_.channel_steps; ++i) {
       if (is_tiny(largest_[i])) raise_alarm(block.n0 + i);
     }
   }
@@ -248,47 +261,63 @@ class AmxConv {
     return {memory, 1};
   }
 
-  // Sums of a row tile from a column of the panel on.
+  // Sums of a row tile and a chunk from a column of the panel on.
   struct Sums {
     int64_t tile, column, count;
     int turn;
-    float* data;  // [column][row]; null where there are none
+    const float* data;  // [column][row]; null where there is nothing to do with them
+    float* chunks;      // to add them to; null where there is one chunk
+    bool last;          // the chunk
   };
 
-  // The row tile's sums, while those before are stored; the last ones are left in `before`.
-  void compute(const Block& block, int64_t tile, Sums* before) const {
+  // The row tile's sums, while those before are finished; the last ones are left in `before`.
+  void compute(const Block& block, const Chunk& chunk, int64_t tile, int64_t index, Sums* before) const {
     const int64_t rows = min_of(kAmxRows, view_.rows - tile % plan_.row_tiles * kAmxRows);
     const int64_t columns = (block.n1 - block.n0 - 1) * plan_.item_pitch + block.positions();
+    const bool all_packed = plan_.packed_bytes > 0, one_chunk = plan_.sum_elements == 0;
+    const bool last = chunk.end == plan_.channel_steps;
+    if (!all_packed) pack_tile(tile, chunk, tile_weights_);
     AmxProduct product;
     product.a_tile = product.b_tile = kAmxTile;
     product.a_piece = plan_.panel_piece;
     product.b_piece = kPiece;
-    product.b_step = kPieces * kPiece;
+    product.b_step = kStep;
     product.a_step = a_step_;
-    product.b = packed_weights(tile);
-    product.steps = plan_.steps;
+    product.b = all_packed ? shared_weights(tile) : tile_weights_;
+    product.steps = (chunk.end - chunk.begin) * plan_.tap_steps;
     product.c_row = kAmxRows;
+    float* chunks = one_chunk ? nullptr : chunk_sums_ + index * round_up(columns, kAmxRows) * kAmxRows;
     for (int64_t column = 0; column < columns; column += kAmxRows) {
+      const int64_t count = min_of(kAmxRows, columns - column);
       const int turn = 1 - before->turn;
-      const Sums sums{tile, column, min_of(kAmxRows, columns - column), turn, sums_[turn]};
+      const bool to_chunks = chunk.begin == 0 && !one_chunk;  // the first ones
       product.a = panel_ + column * kAmxDepth;
-      product.c = sums.data;
-      multiply_tiles<kPieces>(product, sums.count, rows, [&](int part) { store_part(block, *before, part); });
-      *before = sums;
+      product.c = to_chunks ? chunks : sums_[turn];
+      multiply_tiles<kPieces>(product, count, rows, [&](int part) { finish_part(block, *before, part); });
+      *before = {tile, column, count, turn, to_chunks ? nullptr : sums_[turn], chunks, last};
+      if (!one_chunk) chunks += kAmxRows * kAmxRows;
     }
   }
 
-  // Stores one tile of the sums.
-  [[gnu::noinline]] void store_part(const Block& block, const Sums& sums, int part) const {
+  // Adds one tile of the sums to those of the chunks before, and stores it if these were the last ones.
+  [[gnu::noinline]] void finish_part(const Block& block, const Sums& sums, int part) const {
     if (sums.data == nullptr) return;
     const int64_t row = sums.tile % plan_.row_tiles * kAmxRows + part % 2 * kAmxSide;
     const int64_t rows = min_of(kAmxSide, view_.rows - row);
     const int64_t column = sums.column + part / 2 * kAmxSide;
     const int64_t count = min_of(kAmxSide, sums.column + sums.count - column);
     if (rows <= 0 || count <= 0) return;
-    const float* from = sums.data + part / 2 * kAmxSide * kAmxRows + part % 2 * kAmxSide;
+    const int64_t offset = part / 2 * kAmxSide * kAmxRows + part % 2 * kAmxSide;
     F32 results[kAmxSide];
-    for (int64_t i = 0; i < kAmxSide; ++i) results[i] = load(from + i * kAmxRows);
+    for (int64_t i = 0; i < kAmxSide; ++i) results[i] = load(sums.data + offset + i * kAmxRows);
+    if (sums.chunks != nullptr) {
+      float* chunks = sums.chunks + offset;
+      for (int64_t i = 0; i < kAmxSide; ++i) results[i] = add(load(chunks + i * kAmxRows), results[i]);
+      if (!sums.last) {
+        for (int64_t i = 0; i < kAmxSide; ++i) store(chunks + i * kAmxRows, results[i]);
+        return;
+      }
+    }
     transpose(results);
     const Storage* bias = static_cast<const Storage*>(args_.operands.bias);
     const int64_t channel = sums.tile / plan_.row_tiles * view_.rows + row;
@@ -341,8 +370,8 @@ class AmxConv {
   const AmxPlan& plan_;
   const AmxArgs& args_;
   const ForwardView view_;
-  uint16_t* panel_;
-  float *rows_, *sums_[2];  // sums: in turn
+  uint16_t *panel_, *tile_weights_;
+  float *rows_, *sums_[2], *chunk_sums_;  // sums_: in turn
   int64_t* a_step_;
   uint32_t* largest_;  // of each batch item of a panel
 };

@@ -11,8 +11,19 @@
 namespace conv1d_ext {
 namespace {
 
-// Of weights, which threads share: with the scratch memory of one they stay below 4 MiB.
-constexpr int64_t kMostPackedBytes = 11 << 18;
+// Of weights, which threads share, and of these with the scratch memory of one thread.
+constexpr int64_t kMostPackedBytes = 11 << 18, kMostBytes = 4 << 20;
+
+// Weights that are more are packed by each thread, for each panel, which then has many positions, and of the channels a
+// chunk at a time: steps for this many pieces, 50 KB of a tile's weights; more taps are more. The sums of the chunks
+// before are kept, in so many bytes with those weights. GFLOP/s with 16, 24, 32, 48 and 96 pieces (spread of a run: 10
+// %): 1024->2048 channels, k 1, on 249 positions 190, 218, 210, 212, 218; 3072->1536, k 1, 206, 240, 220, 200, 193;
+// 896->1024, k 5, its input gradient 296, 297, 271, 267, 297.
+constexpr int64_t kChunkPieces = 24, kMostChunkBytes = 9 << 18;
+
+// Positions of a panel, all items together, of several items, or where weights are packed for it. With 256, 512 and
+// 1024 the latter ran at 190, 214, 218 (8 items of 512->512, k 2, stride 2), 216, 256, 254 (512->512, k 3, stride 2).
+constexpr int64_t kMostColumns = 1024;
 
 // The distance between weights that can be gathered into a vector, at most.
 constexpr int64_t kMostWeightStride = 1 << 26;
@@ -35,31 +46,47 @@ struct AmxPlanner {
     plan.channel_steps = ceil_div(channels, kAmxDepth);
     plan.tap_steps = ceil_div(p.kernel_size, plan.step_taps);
     plan.steps = plan.tap_steps * plan.channel_steps;
+    plan.row_tiles = ceil_div(rows, kAmxRows);
+    plan.chunk_steps =
+        all_packed(plan)
+            ? plan.channel_steps
+            : balanced_block(plan.channel_steps, std::max<int64_t>(1, kChunkPieces / plan.pieces / plan.tap_steps), 1);
     const int64_t shift = plan.step_taps * p.dilation, step = std::gcd(p.stride, shift);
     plan.panel_phases = std::min(plan.tap_steps, p.stride / step);
     plan.phase_shift = shift / step;
   }
 
+  // The weights of a tile of rows, for so many steps of the channels.
+  int64_t tile_bytes(const AmxPlan& plan, int64_t channel_steps) const {
+    return kAmxRows * channel_steps * plan.tap_steps * plan.pieces * kAmxDepth * int64_t{sizeof(uint16_t)};
+  }
+  bool all_packed(const AmxPlan& plan) const {
+    return plan.row_tiles * tile_bytes(plan, plan.channel_steps) <= kMostPackedBytes;
+  }
+
   int64_t halo(const AmxPlan& plan) const { return (plan.tap_steps - 1) / plan.panel_phases * plan.phase_shift; }
   // Of a panel with so many positions, and of the rows that it is filled with.
   int64_t panel_bytes(const AmxPlan& plan, int64_t positions) const {
-    const int64_t position_bytes = plan.pieces * plan.panel_phases * plan.channel_steps * int64_t{sizeof(uint16_t)};
+    const int64_t position_bytes = plan.pieces * plan.panel_phases * plan.chunk_steps * int64_t{sizeof(uint16_t)};
     return kAmxDepth * (position_bytes + int64_t{sizeof(float)}) * (positions + halo(plan));
   }
 
+  // Half of the L2 cache, the rest for a tile's weights, sums and what streams by.
+  int64_t panel_budget(const AmxPlan& plan) const { return all_packed(plan) ? cache.l2 / 2 : cache.l2 * 5 / 4; }
+
   // Batch items in a panel: short ones up to a few hundred columns.
   int64_t side_by_side(const AmxPlan& plan, int64_t items) const {
-    constexpr int64_t kMostColumns = 512;
     const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0);
-    const int64_t columns = std::min(kMostColumns, cache.l2 / 2 / position_bytes);
+    const int64_t columns = std::min(kMostColumns, panel_budget(plan) / position_bytes);
     return plan.position_blocks > 1 ? 1
                                     : std::clamp<int64_t>(columns / plan.item_pitch, 1, std::max<int64_t>(1, items));
   }
 
-  // Half of the L2 cache for the panel, the rest for a tile's weights, sums and what streams by.
   bool choose_blocks(AmxPlan& plan) const {
-    const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0), budget = cache.l2 / 2;
-    const int64_t most = std::max(kAmxRows, (budget - panel_bytes(plan, 0)) / position_bytes);
+    const bool packed = all_packed(plan);
+    const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0);
+    const int64_t fitting = (panel_budget(plan) - panel_bytes(plan, 0)) / position_bytes;
+    const int64_t most = std::max(kAmxRows, packed ? fitting : std::min(fitting, kMostColumns));
     if (panel_bytes(plan, kAmxRows) > (1 << 20)) return false;
     plan.position_block = balanced_block(result_length, most, kAmxRows);
     plan.position_blocks = ceil_div(result_length, plan.position_block);
@@ -69,19 +96,27 @@ struct AmxPlanner {
     const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + std::min(result_length, plan.position_block);
     plan.panel_width = round_up(columns, kAmxSide) + halo(plan);
     plan.panel_piece = (plan.panel_width + kAmxSide) * kAmxDepth;
-    plan.panel_elements = plan.panel_phases * plan.channel_steps * plan.pieces * plan.panel_piece;
-    plan.row_tiles = ceil_div(rows, kAmxRows);
-    const int64_t tile_bytes = kAmxRows * plan.steps * plan.pieces * kAmxDepth * int64_t{sizeof(uint16_t)};
-    const int64_t tiles = p.groups * plan.row_tiles;
-    if (tile_bytes > kMostPackedBytes) return false;
-    plan.pass_tiles = balanced_block(tiles, kMostPackedBytes / tile_bytes, 1);
-    plan.packed_bytes = plan.pass_tiles * tile_bytes;
+    plan.panel_elements = plan.panel_phases * plan.chunk_steps * plan.pieces * plan.panel_piece;
+    const int64_t tiles = p.groups * plan.row_tiles, weight_bytes = tile_bytes(plan, plan.chunk_steps);
+    if (packed) {
+      plan.pass_tiles = balanced_block(tiles, kMostPackedBytes / weight_bytes, 1);
+      plan.packed_bytes = plan.pass_tiles * weight_bytes;
+    } else {
+      if (weight_bytes > (1 << 20)) return false;
+      plan.pass_tiles = tiles;
+      if (plan.chunk_steps < plan.channel_steps) {
+        const int64_t tile_sums = round_up(columns, kAmxRows) * kAmxRows;
+        const int64_t sums_bytes = tile_sums * int64_t{sizeof(float)};
+        plan.pass_tiles = balanced_block(tiles, std::max<int64_t>(1, (kMostChunkBytes - weight_bytes) / sums_bytes), 1);
+        plan.sum_elements = std::min(plan.pass_tiles, plan.row_tiles) * tile_sums;
+      }
+    }
     plan.units = ceil_div(p.batch, plan.batch_block) * plan.position_blocks;
-    plan.scratch_bytes = int64_t{5} * 64 + plan.panel_elements * int64_t{sizeof(uint16_t)} +
-                         (kAmxDepth * (plan.panel_width + kAmxSide) + 2 * kAmxRows * kAmxRows + plan.batch_block) *
-                             int64_t{sizeof(float)} +
-                         plan.steps * int64_t{sizeof(int64_t)};
-    return true;
+    const int64_t floats = kAmxDepth * (plan.panel_width + kAmxSide) + 2 * kAmxRows * kAmxRows + plan.sum_elements;
+    plan.scratch_bytes = int64_t{8} * 64 + plan.panel_elements * int64_t{sizeof(uint16_t)} +
+                         (packed ? 0 : weight_bytes) + (floats + plan.batch_block) * int64_t{sizeof(float)} +
+                         plan.chunk_steps * plan.tap_steps * int64_t{sizeof(int64_t)};
+    return plan.packed_bytes + plan.scratch_bytes <= kMostBytes;  // many phases of a long kernel need more
   }
 
   // Sums of a unit's weights, and panel and gradients of a visit, in three quarters of a megabyte each: CPUs with this
@@ -168,10 +203,13 @@ struct AmxPlanner {
     const double positions = column_tiles * kAmxSide + double(panels) * plan.position_blocks * halo(plan);
     const double fills = positions * set * std::max(1.0, double(passes) / p.groups);
     const double weights = double(row_tiles) * kAmxSide * plan.steps * kAmxDepth;
+    const double all_panels = double(panels) * plan.position_blocks;
+    const double sums = double(row_tiles) * kAmxSide * column_tiles * kAmxSide;
     // Weights are read from the L2 cache at best, once for each panel.
-    return p.groups * (products * tile_cost(plan, 0.44) + fills * (p.stride > 1 ? 2.2 : 1.3) +
-                       double(row_tiles) * kAmxSide * column_tiles * kAmxSide * (result_stride == 1 ? 1.2 : 5) +
-                       weights * (2.3 + 1.2 * double(panels) * plan.position_blocks));
+    return p.groups *
+           (products * tile_cost(plan, 0.44) + fills * (p.stride > 1 ? 2.2 : 1.3) +
+            sums * ((result_stride == 1 ? 1.2 : 5) + 0.3 * (ceil_div(plan.channel_steps, plan.chunk_steps) - 1)) +
+            weights * (plan.packed_bytes > 0 ? 2.3 + 1.2 * all_panels : 3.5 * all_panels));
   }
 
   double weights_cost(const AmxPlan& plan) const {

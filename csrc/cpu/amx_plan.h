@@ -26,6 +26,7 @@ struct AmxPlan {
   int64_t channel_steps;  // steps for the channels of a tap
   int64_t tap_steps;      // steps, or rows of those, for the taps
   int64_t steps;          // in all: those of all taps for one step of the channels after the other
+  int64_t chunk_steps;    // of the channels, whose products are in a panel at a time
   int64_t panel_phases;   // sets of positions for each step of the channels: step j of the taps reads j % panel_phases
   int64_t phase_shift;    // ... shifted by j / panel_phases * phase_shift positions
 
@@ -36,20 +37,21 @@ struct AmxPlan {
   int64_t panel_width;  // positions of a panel, of kAmxDepth products each
   int64_t panel_piece;  // elements from piece to piece
   int64_t panel_elements;
-  int64_t row_tiles;   // of kAmxRows result rows of a group
-  int64_t pass_tiles;  // of all groups, whose weights are held at a time
+  int64_t row_tiles;     // of kAmxRows result rows of a group
+  int64_t pass_tiles;    // of all groups, whose weights, or sums of the chunks before, are held at a time
+  int64_t sum_elements;  // those sums; backward_weight: of a block
 
   // backward_weight: products are of positions, rows are output channels and columns input channels, and steps are
   // those of a visit of positions.
   int64_t parities;             // 2 where there are taps an odd number of positions apart, in a phase
   int64_t in_block, out_block;  // channels of a work unit, at most
-  int64_t grad_elements, sum_elements;
+  int64_t grad_elements;
   int64_t reduction_chunks;  // of the sum over positions and batch
   int64_t partial_bytes;     // shared: their sums
 
   int64_t units;                // of work; forward and backward_input: for each row tile of a pass
   int64_t scratch_bytes;        // per thread
-  int64_t packed_bytes;         // shared: weights of a pass
+  int64_t packed_bytes;         // shared: weights of a pass; 0: threads pack those of a tile and chunk at a time
   double cycles, batch_cycles;  // as FftPlan's
 };
 
