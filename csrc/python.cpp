@@ -258,6 +258,7 @@ py::dict plan(
     fields["pieces"] = amx.pieces;
     fields["step_taps"] = amx.step_taps;
     fields["channel_steps"] = amx.channel_steps;
+    fields["chunk_steps"] = amx.chunk_steps;
     fields["panel_phases"] = amx.panel_phases;
     fields["parities"] = amx.parities;
     fields["batch_block"] = amx.batch_block;

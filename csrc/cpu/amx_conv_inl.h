@@ -18,6 +18,8 @@ class AmxConv {
   static constexpr int64_t kPiece = 2 * kAmxTile, kStep = kPieces * kPiece, kLanes = F32::kLanes;
   // Elements from one position to the next whose multiples gather instructions can count; no layer comes near.
   static constexpr int64_t kMostGathered = 1 << 16;
+  // ... up to which 16-bit elements, which they don't know, are all read and permuted.
+  static constexpr int64_t kMostPermuted = 8;
 
  public:
   AmxConv(Op op, const Conv1dProblem& problem, const AmxPlan& plan, const AmxArgs& args, void* memory)
@@ -29,7 +31,7 @@ class AmxConv {
     chunk_sums_ = scratch.take<float>(plan.sum_elements);
     a_step_ = scratch.take<int64_t>(plan.chunk_steps * plan.tap_steps);
     largest_ = scratch.take<uint32_t>(plan.batch_block);
-    tile_weights_ = scratch.take<uint16_t>(plan.packed_bytes > 0 ? 0 : plan.chunk_steps * plan.tap_steps * kStep);
+    tile_weights_ = scratch.take<uint16_t>(plan.all_packed ? 0 : plan.chunk_steps * plan.tap_steps * kStep);
   }
 
   // Work units: the row tiles of the pass.
@@ -106,16 +108,25 @@ class AmxConv {
   template <class T>
   static F32 gather(const T* from, int64_t stride, int64_t count) {
     if (stride == 1) return count < kLanes ? load_partial(from, max_of(0, count)) : load(from);
+    const __m512i index = _mm512_mullo_epi32(
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(int32_t(stride)));
     if constexpr (sizeof(T) == sizeof(float)) {
-      const __m512i index = _mm512_mullo_epi32(
-          _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(int32_t(stride)));
       const __mmask16 mask = first16(min_of(max_of(0, count), kLanes));
       return {_mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, index, from, 4)};
-    } else {
+    }
+    if (stride < 2 || stride > kMostPermuted) {
       float lanes[kLanes] = {};
       for (int64_t i = 0; i < min_of(count, kLanes); ++i) lanes[i] = widen(from[i * stride]);
       return load(lanes);
     }
+    const int64_t end = (min_of(count, kLanes) - 1) * stride + 1;
+    F32 lanes = broadcast(0.0f);
+    for (int64_t i = 0; i < end; i += kLanes) {
+      const F32 x = end - i < kLanes ? load_partial(from + i, end - i) : load(from + i);
+      const __mmask16 here = _mm512_cmpeq_epi32_mask(_mm512_srli_epi32(index, 4), _mm512_set1_epi32(int32_t(i >> 4)));
+      lanes.v = _mm512_mask_permutexvar_ps(lanes.v, here, index, x.v);
+    }
+    return lanes;
   }
 
   // The weights of a step for 16 rows: products[i][row].
@@ -274,16 +285,16 @@ class AmxConv {
   void compute(const Block& block, const Chunk& chunk, int64_t tile, int64_t index, Sums* before) const {
     const int64_t rows = min_of(kAmxRows, view_.rows - tile % plan_.row_tiles * kAmxRows);
     const int64_t columns = (block.n1 - block.n0 - 1) * plan_.item_pitch + block.positions();
-    const bool all_packed = plan_.packed_bytes > 0, one_chunk = plan_.sum_elements == 0;
+    const bool one_chunk = plan_.sum_elements == 0;
     const bool last = chunk.end == plan_.channel_steps;
-    if (!all_packed) pack_tile(tile, chunk, tile_weights_);
+    if (!plan_.all_packed) pack_tile(tile, chunk, tile_weights_);
     AmxProduct product;
     product.a_tile = product.b_tile = kAmxTile;
     product.a_piece = plan_.panel_piece;
     product.b_piece = kPiece;
     product.b_step = kStep;
     product.a_step = a_step_;
-    product.b = all_packed ? shared_weights(tile) : tile_weights_;
+    product.b = plan_.all_packed ? shared_weights(tile) : tile_weights_;
     product.steps = (chunk.end - chunk.begin) * plan_.tap_steps;
     product.c_row = kAmxRows;
     float* chunks = one_chunk ? nullptr : chunk_sums_ + index * round_up(columns, kAmxRows) * kAmxRows;

@@ -48,7 +48,7 @@ struct AmxPlanner {
     plan.steps = plan.tap_steps * plan.channel_steps;
     plan.row_tiles = ceil_div(rows, kAmxRows);
     plan.chunk_steps =
-        all_packed(plan)
+        plan.all_packed
             ? plan.channel_steps
             : balanced_block(plan.channel_steps, std::max<int64_t>(1, kChunkPieces / plan.pieces / plan.tap_steps), 1);
     const int64_t shift = plan.step_taps * p.dilation, step = std::gcd(p.stride, shift);
@@ -60,9 +60,6 @@ struct AmxPlanner {
   int64_t tile_bytes(const AmxPlan& plan, int64_t channel_steps) const {
     return kAmxRows * channel_steps * plan.tap_steps * plan.pieces * kAmxDepth * int64_t{sizeof(uint16_t)};
   }
-  bool all_packed(const AmxPlan& plan) const {
-    return plan.row_tiles * tile_bytes(plan, plan.channel_steps) <= kMostPackedBytes;
-  }
 
   int64_t halo(const AmxPlan& plan) const { return (plan.tap_steps - 1) / plan.panel_phases * plan.phase_shift; }
   // Of a panel with so many positions, and of the rows that it is filled with.
@@ -72,7 +69,7 @@ struct AmxPlanner {
   }
 
   // Half of the L2 cache, the rest for a tile's weights, sums and what streams by.
-  int64_t panel_budget(const AmxPlan& plan) const { return all_packed(plan) ? cache.l2 / 2 : cache.l2 * 5 / 4; }
+  int64_t panel_budget(const AmxPlan& plan) const { return plan.all_packed ? cache.l2 / 2 : cache.l2 * 5 / 4; }
 
   // Batch items in a panel: short ones up to a few hundred columns.
   int64_t side_by_side(const AmxPlan& plan, int64_t items) const {
@@ -82,11 +79,19 @@ struct AmxPlanner {
                                     : std::clamp<int64_t>(columns / plan.item_pitch, 1, std::max<int64_t>(1, items));
   }
 
+  // Whose weights, or sums in so many columns, are held at a time.
+  int64_t pass_tiles(const AmxPlan& plan, int64_t columns) const {
+    const int64_t tiles = p.groups * plan.row_tiles, weight_bytes = tile_bytes(plan, plan.chunk_steps);
+    if (plan.all_packed) return balanced_block(tiles, kMostPackedBytes / weight_bytes, 1);
+    if (plan.chunk_steps == plan.channel_steps) return tiles;
+    const int64_t sum_bytes = round_up(columns, kAmxRows) * kAmxRows * int64_t{sizeof(float)};
+    return balanced_block(tiles, std::max<int64_t>(1, (kMostChunkBytes - weight_bytes) / sum_bytes), 1);
+  }
+
   bool choose_blocks(AmxPlan& plan) const {
-    const bool packed = all_packed(plan);
     const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0);
     const int64_t fitting = (panel_budget(plan) - panel_bytes(plan, 0)) / position_bytes;
-    const int64_t most = std::max(kAmxRows, packed ? fitting : std::min(fitting, kMostColumns));
+    const int64_t most = std::max(kAmxRows, plan.all_packed ? fitting : std::min(fitting, kMostColumns));
     if (panel_bytes(plan, kAmxRows) > (1 << 20)) return false;
     plan.position_block = balanced_block(result_length, most, kAmxRows);
     plan.position_blocks = ceil_div(result_length, plan.position_block);
@@ -97,24 +102,17 @@ struct AmxPlanner {
     plan.panel_width = round_up(columns, kAmxSide) + halo(plan);
     plan.panel_piece = (plan.panel_width + kAmxSide) * kAmxDepth;
     plan.panel_elements = plan.panel_phases * plan.chunk_steps * plan.pieces * plan.panel_piece;
-    const int64_t tiles = p.groups * plan.row_tiles, weight_bytes = tile_bytes(plan, plan.chunk_steps);
-    if (packed) {
-      plan.pass_tiles = balanced_block(tiles, kMostPackedBytes / weight_bytes, 1);
-      plan.packed_bytes = plan.pass_tiles * weight_bytes;
-    } else {
-      if (weight_bytes > (1 << 20)) return false;
-      plan.pass_tiles = tiles;
-      if (plan.chunk_steps < plan.channel_steps) {
-        const int64_t tile_sums = round_up(columns, kAmxRows) * kAmxRows;
-        const int64_t sums_bytes = tile_sums * int64_t{sizeof(float)};
-        plan.pass_tiles = balanced_block(tiles, std::max<int64_t>(1, (kMostChunkBytes - weight_bytes) / sums_bytes), 1);
-        plan.sum_elements = std::min(plan.pass_tiles, plan.row_tiles) * tile_sums;
-      }
+    const int64_t weight_bytes = tile_bytes(plan, plan.chunk_steps);
+    if (weight_bytes > (plan.all_packed ? kMostPackedBytes : 1 << 20)) return false;
+    plan.pass_tiles = pass_tiles(plan, columns);
+    plan.packed_bytes = plan.all_packed ? plan.pass_tiles * weight_bytes : 0;
+    if (plan.chunk_steps < plan.channel_steps) {
+      plan.sum_elements = std::min(plan.pass_tiles, plan.row_tiles) * round_up(columns, kAmxRows) * kAmxRows;
     }
     plan.units = ceil_div(p.batch, plan.batch_block) * plan.position_blocks;
     const int64_t floats = kAmxDepth * (plan.panel_width + kAmxSide) + 2 * kAmxRows * kAmxRows + plan.sum_elements;
     plan.scratch_bytes = int64_t{8} * 64 + plan.panel_elements * int64_t{sizeof(uint16_t)} +
-                         (packed ? 0 : weight_bytes) + (floats + plan.batch_block) * int64_t{sizeof(float)} +
+                         (plan.all_packed ? 0 : weight_bytes) + (floats + plan.batch_block) * int64_t{sizeof(float)} +
                          plan.chunk_steps * plan.tap_steps * int64_t{sizeof(int64_t)};
     return plan.packed_bytes + plan.scratch_bytes <= kMostBytes;  // many phases of a long kernel need more
   }
@@ -195,21 +193,21 @@ struct AmxPlanner {
   double rows_cost(const AmxPlan& plan, int64_t items) const {
     const int64_t block = side_by_side(plan, items), panels = ceil_div(items, block);
     const int64_t longest = std::min(result_length, plan.position_block);
-    const int64_t row_tiles = ceil_div(rows, kAmxSide), passes = ceil_div(p.groups * plan.row_tiles, plan.pass_tiles);
-    const double column_tiles =
-        double(panels) * plan.position_blocks * double(ceil_div((block - 1) * plan.item_pitch + longest, kAmxSide));
+    const int64_t row_tiles = ceil_div(rows, kAmxSide), columns = (block - 1) * plan.item_pitch + longest;
+    const int64_t passes = ceil_div(p.groups * plan.row_tiles, pass_tiles(plan, columns));
+    const double all_panels = double(panels) * plan.position_blocks;
+    const double column_tiles = all_panels * double(ceil_div(columns, kAmxSide));
     const double products = double(row_tiles) * column_tiles * plan.steps;
     const double set = double(plan.panel_phases) * plan.channel_steps * kAmxDepth;
-    const double positions = column_tiles * kAmxSide + double(panels) * plan.position_blocks * halo(plan);
+    const double positions = column_tiles * kAmxSide + all_panels * halo(plan);
     const double fills = positions * set * std::max(1.0, double(passes) / p.groups);
     const double weights = double(row_tiles) * kAmxSide * plan.steps * kAmxDepth;
-    const double all_panels = double(panels) * plan.position_blocks;
     const double sums = double(row_tiles) * kAmxSide * column_tiles * kAmxSide;
     // Weights are read from the L2 cache at best, once for each panel.
     return p.groups *
            (products * tile_cost(plan, 0.44) + fills * (p.stride > 1 ? 2.2 : 1.3) +
             sums * ((result_stride == 1 ? 1.2 : 5) + 0.3 * (ceil_div(plan.channel_steps, plan.chunk_steps) - 1)) +
-            weights * (plan.packed_bytes > 0 ? 2.3 + 1.2 * all_panels : 3.5 * all_panels));
+            weights * (plan.all_packed ? 2.3 + 1.2 * all_panels : (plan.pieces == 3 ? 3.5 : 6.5) * all_panels));
   }
 
   double weights_cost(const AmxPlan& plan) const {
@@ -254,20 +252,34 @@ struct AmxPlanner {
     return use == Use::kWhereFaster && !worth_it(all) ? AmxPlan{} : all;
   }
 
+  AmxPlan rows_plan(bool all_packed) const {
+    AmxPlan plan{};
+    plan.pieces = sizes.pieces;
+    plan.all_packed = all_packed;
+    choose_steps(plan);
+    if (!choose_blocks(plan)) return {};
+    plan.cycles = rows_cost(plan, 1);
+    plan.batch_cycles = rows_cost(plan, kTypicalBatch);
+    return plan;
+  }
+
   AmxPlan plan() const {
     AmxPlan plan{};
     if (use == Use::kNever || sizes.pieces == 0 || p.accumulate || p.negate) return plan;
     if (op == Op::kBackwardInput && p.stride > 1) return plan_by_class();
     if (std::max(std::abs(p.weight.in_channel), std::abs(p.weight.out_channel)) > kMostWeightStride) return plan;
-    plan.pieces = sizes.pieces;
     if (op == Op::kBackwardWeight) {
+      plan.pieces = sizes.pieces;
       if (!choose_visits(plan)) return {};
       plan.cycles = plan.batch_cycles = weights_cost(plan);
     } else {
-      choose_steps(plan);
-      if (!choose_blocks(plan)) return {};
-      plan.cycles = rows_cost(plan, 1);
-      plan.batch_cycles = rows_cost(plan, kTypicalBatch);
+      plan = rows_plan(true);
+      // Several passes fill each panel several times.
+      if (plan.pieces == 0 || plan.pass_tiles < p.groups * plan.row_tiles) {
+        const AmxPlan other = rows_plan(false);
+        if (plan.pieces == 0 || (other.pieces > 0 && other.batch_cycles < plan.batch_cycles)) plan = other;
+      }
+      if (plan.pieces == 0) return {};
     }
     if (use == Use::kWhereFaster && !worth_it(plan)) return {};
     return plan;

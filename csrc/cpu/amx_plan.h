@@ -37,6 +37,7 @@ struct AmxPlan {
   int64_t panel_width;  // positions of a panel, of kAmxDepth products each
   int64_t panel_piece;  // elements from piece to piece
   int64_t panel_elements;
+  bool all_packed;       // weights, once for a pass; else by each thread, those of a tile and chunk at a time
   int64_t row_tiles;     // of kAmxRows result rows of a group
   int64_t pass_tiles;    // of all groups, whose weights, or sums of the chunks before, are held at a time
   int64_t sum_elements;  // those sums; backward_weight: of a block
@@ -51,7 +52,7 @@ struct AmxPlan {
 
   int64_t units;                // of work; forward and backward_input: for each row tile of a pass
   int64_t scratch_bytes;        // per thread
-  int64_t packed_bytes;         // shared: weights of a pass; 0: threads pack those of a tile and chunk at a time
+  int64_t packed_bytes;         // shared: weights of a pass, where all are packed
   double cycles, batch_cycles;  // as FftPlan's
 };
 

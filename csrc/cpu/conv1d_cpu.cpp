@@ -314,7 +314,7 @@ std::vector<uint8_t> run_amx(
   const int64_t tiles = problem.groups * plan.row_tiles;
   for (args.first_tile = 0; args.first_tile < tiles; args.first_tile += plan.pass_tiles) {
     args.tile_count = std::min(plan.pass_tiles, tiles - args.first_tile);
-    if (plan.packed_bytes > 0) pass(amx.pack_weights, args.tile_count, plan.packed_bytes);
+    if (plan.all_packed) pass(amx.pack_weights, args.tile_count, plan.packed_bytes);
     pass(amx.multiply_blocks, plan.units * args.tile_count, work * problem.batch * args.tile_count / tiles);
   }
   return alarms;
