@@ -228,10 +228,10 @@ struct AmxPlanner {
   // sequences the weights weigh less.
   bool worth_it(const AmxPlan& plan) const {
     // What is faster in a batch may be slower alone, if by less.
-    constexpr double kGain = 1.1, kLeastAlone = 0.6;
+    constexpr double kLeastAlone = 0.6;
     const double gain = direct(op == Op::kBackwardWeight ? p.batch : 1) / plan.cycles;
-    if (op == Op::kBackwardWeight || gain >= kGain) return gain >= kGain;
-    return gain >= kLeastAlone && gain * direct(kTypicalBatch) / plan.batch_cycles >= kGain * kGain;
+    if (op == Op::kBackwardWeight || gain >= 1) return gain >= 1;
+    return gain >= kLeastAlone && gain * direct(kTypicalBatch) / plan.batch_cycles >= 1;
   }
 
   AmxPlan plan_by_class() const {

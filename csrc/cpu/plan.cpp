@@ -34,8 +34,9 @@ constexpr int64_t kLongestRun = 2048;
 
 // Multiplications of a panel's element, in tiles of rows, beyond which rows are not read where they lie. On a Zen 4, at
 // 192 (512->512 channels, k 3) that saves 4 % of the time, at 640 (896->1024, k 5) nothing. On a Xeon of wide cores it
-// saves 13 % (1024->2048, 256 uses) to 36 % (96->96, 12 uses) to have a panel, and costs 8 % and more below 8 uses.
-constexpr int64_t kPanelUses = 256, kPanelUsesOfWideCores = 8;
+// saves 13 % (1024->2048, 256 uses) to 36 % (96->96, 12 uses; 64->64, 8 uses: 30 %) to have a panel, and costs 8 % and
+// more below 8 uses.
+constexpr int64_t kPanelUses = 256, kPanelUsesOfWideCores = 7;
 
 // Time of a dot product over that of the register tile, transposes apart. Weight gradients of 128 weights a channel, as
 // dot products and as outer products: 79 and 60 GFLOP/s on a Zen 4; 79 and 121 on a Xeon of wide cores.
