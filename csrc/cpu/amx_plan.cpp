@@ -11,8 +11,8 @@
 namespace conv1d_ext {
 namespace {
 
-// Of weights, which threads share, and of these with the scratch memory of one thread.
-constexpr int64_t kMostPackedBytes = 11 << 18, kMostBytes = 4 << 20;
+// Of weights, which threads share: with the scratch memory of one they stay below 4 MiB.
+constexpr int64_t kMostPackedBytes = 11 << 18;
 
 // Weights that are more are packed by each thread, for each panel, which then has many positions, and of the channels a
 // chunk at a time: steps for this many pieces, 50 KB of a tile's weights; more taps are more. The sums of the chunks
@@ -68,8 +68,11 @@ struct AmxPlanner {
     return kAmxDepth * (position_bytes + int64_t{sizeof(float)}) * (positions + halo(plan));
   }
 
-  // Half of the L2 cache, the rest for a tile's weights, sums and what streams by.
-  int64_t panel_budget(const AmxPlan& plan) const { return plan.all_packed ? cache.l2 / 2 : cache.l2 * 5 / 4; }
+  // Half of the L2 cache that plans know, the rest for a tile's weights, sums and what streams by; more where weights
+  // are packed for a panel: CPUs with this unit have twice the cache.
+  int64_t panel_budget(const AmxPlan& plan) const {
+    return plan.all_packed ? cache.l2 / 2 : cache.l2 * 5 / 4 - (panel_bytes(plan, 2 * kAmxSide) - panel_bytes(plan, 0));
+  }
 
   // Batch items in a panel: short ones up to a few hundred columns.
   int64_t side_by_side(const AmxPlan& plan, int64_t items) const {
@@ -92,7 +95,7 @@ struct AmxPlanner {
     const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0);
     const int64_t fitting = (panel_budget(plan) - panel_bytes(plan, 0)) / position_bytes;
     const int64_t most = std::max(kAmxRows, plan.all_packed ? fitting : std::min(fitting, kMostColumns));
-    if (panel_bytes(plan, kAmxRows) > (1 << 20)) return false;
+    if (panel_bytes(plan, plan.all_packed ? kAmxRows : 2 * kAmxRows) > (1 << 20)) return false;
     plan.position_block = balanced_block(result_length, most, kAmxRows);
     plan.position_blocks = ceil_div(result_length, plan.position_block);
     plan.item_pitch = std::min(result_length, plan.position_block) + halo(plan);
@@ -114,7 +117,7 @@ struct AmxPlanner {
     plan.scratch_bytes = int64_t{8} * 64 + plan.panel_elements * int64_t{sizeof(uint16_t)} +
                          (plan.all_packed ? 0 : weight_bytes) + (floats + plan.batch_block) * int64_t{sizeof(float)} +
                          plan.chunk_steps * plan.tap_steps * int64_t{sizeof(int64_t)};
-    return plan.packed_bytes + plan.scratch_bytes <= kMostBytes;  // many phases of a long kernel need more
+    return true;
   }
 
   // Sums of a unit's weights, and panel and gradients of a visit, in three quarters of a megabyte each: CPUs with this
