@@ -64,6 +64,12 @@ class Layer:
 
 
 def load(path: Path) -> list[Layer]:
-    """Raises OSError, ValueError or TypeError where `path` is no list of layers."""
+    """Raises OSError, ValueError or TypeError where `path` is no list of layers, or one can't be computed."""
     entries = json.loads(path.read_text())
-    return [Layer(**{_NAMES.get(key, key): value for key, value in entry.items()}) for entry in entries]
+    layers = [Layer(**{_NAMES.get(key, key): value for key, value in entry.items()}) for entry in entries]
+    for layer in layers:
+        try:
+            _ = layer.output_shape
+        except RuntimeError as error:
+            raise ValueError(f"{layer.name}: {error}") from error
+    return layers

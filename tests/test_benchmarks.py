@@ -168,12 +168,20 @@ def test_public_layers_are_valid() -> None:
     assert all(min(layer.output_shape) > 0 for layer in layers)
 
 
-def test_rejects_a_file_that_lists_no_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+TOO_SHORT = {"id": "a", "model": "b", "N": 1, "C_in": 1, "L_in": 2, "C_out": 1, "K": 3}
+
+
+@pytest.mark.parametrize(("entry", "message"), [({"id": "a", "wheels": 4}, "wheels"), (TOO_SHORT, "a: Calculated")])
+def test_rejects_a_file_with_what_is_no_layer(
+    entry: dict, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "layers.json"
-    path.write_text('[{"id": "a", "wheels": 4}]')
+    path.write_text(json.dumps([entry]))
     with pytest.raises(SystemExit):
         benchmarks.main(["--layers", str(path)])
-    assert "--layers: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--layers: " in error
+    assert message in error
 
 
 def test_growth_measures_and_plots_a_sweep(
