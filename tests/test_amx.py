@@ -35,6 +35,7 @@ LARGE = [
     Case(3, 310, 181, 420, 8, stride=2, padding=(3, 3), dilation=3),
     Case(3, 40, 501, 33, 7, stride=4, padding=(2, 2), dilation=6),
     Case(2, 20, 900, 24, 2, stride=3),
+    Case(1, 40, 1500, 36, 3, dilation=600),
 ]
 
 
