@@ -167,6 +167,17 @@ def test_choice_does_not_depend_on_the_batch(op: str, dtype: str) -> None:
         assert len({(this["algorithm"], this.get("chunk_steps")) for this in plans}) == 1
 
 
+def test_many_weights_are_packed_in_chunks(everywhere: None) -> None:
+    """By each thread, where few are packed once for all. The cases above have both."""
+    few, many = (
+        _C.plan("conv1d", "float32", batch=5, in_channels=ins, in_length=222, out_channels=outs, kernel_size=1)
+        for ins, outs in ((70, 33), (500, 1070))
+    )
+    assert few["shared_bytes"] > 0 == many["shared_bytes"]
+    assert few["chunk_steps"] == few["channel_steps"]
+    assert many["chunk_steps"] < many["channel_steps"]
+
+
 @pytest.mark.parametrize("op", OPERATORS)
 def test_is_chosen_where_it_is_faster(op: str) -> None:
     """Far from where it meets the others."""

@@ -18,7 +18,8 @@ class AmxConv {
   static constexpr int64_t kPiece = 2 * kAmxTile, kStep = kPieces * kPiece, kLanes = F32::kLanes;
   // Elements from one position to the next whose multiples gather instructions can count; no layer comes near.
   static constexpr int64_t kMostGathered = 1 << 16;
-  // ... up to which 16-bit elements, which they don't know, are all read and permuted.
+  // ... up to which 16-bit elements, which they don't know, are all read and permuted. (With 16, 256->512 channels, k
+  // 16, ran at 386 GFLOP/s instead of 509.)
   static constexpr int64_t kMostPermuted = 8;
 
  public:

@@ -17,13 +17,14 @@ constexpr int64_t kMostPackedBytes = 11 << 18, kMostBytes = 15 << 18;
 
 // Weights that are more are packed by each thread, for each panel, which then has many positions, and of the channels a
 // chunk at a time: steps for this many pieces, 50 KB of a tile's weights; more taps are more. The sums of the chunks
-// before are kept, in so many bytes with those weights. GFLOP/s with 16, 24, 32, 48 and 96 pieces (spread of a run: 10
-// %): 1024->2048 channels, k 1, on 249 positions 190, 218, 210, 212, 218; 3072->1536, k 1, 206, 240, 220, 200, 193;
-// 896->1024, k 5, its input gradient 296, 297, 271, 267, 297.
+// before are kept, in so many bytes with those weights. GFLOP/s with 16, 24 and 32 pieces (spread of a run: 10 %):
+// 1024->2048 channels, k 1, on 249 positions 190, 208, 210; 3072->1536, k 1, 207, 244, 220; 896->1024, k 5, its input
+// gradient 296, 297, 271.
 constexpr int64_t kChunkPieces = 24, kMostChunkBytes = 9 << 18;
 
 // Positions of a panel, all items together, of several items, or where weights are packed for it. With 256, 512 and
-// 1024 the latter ran at 190, 214, 218 (8 items of 512->512, k 2, stride 2), 216, 256, 254 (512->512, k 3, stride 2).
+// 1024, in 0.75, 1 and 1.25 MB, the latter ran at 190, 214, 218 (8 items of 512->512, k 2, stride 2) and 216, 256, 273
+// (512->512, k 3, stride 2).
 constexpr int64_t kMostColumns = 1024;
 
 // The distance between weights that can be gathered into a vector, at most.
@@ -63,10 +64,13 @@ struct AmxPlanner {
   }
 
   int64_t halo(const AmxPlan& plan) const { return (plan.tap_steps - 1) / plan.panel_phases * plan.phase_shift; }
-  // Of a panel with so many positions, and of the rows that it is filled with.
+  // Of a panel, with so many positions, and of the rows that it is filled with.
+  int64_t position_bytes(const AmxPlan& plan) const {
+    const int64_t products = plan.pieces * plan.panel_phases * plan.chunk_steps * int64_t{sizeof(uint16_t)};
+    return kAmxDepth * (products + int64_t{sizeof(float)});
+  }
   int64_t panel_bytes(const AmxPlan& plan, int64_t positions) const {
-    const int64_t position_bytes = plan.pieces * plan.panel_phases * plan.chunk_steps * int64_t{sizeof(uint16_t)};
-    return kAmxDepth * (position_bytes + int64_t{sizeof(float)}) * (positions + halo(plan));
+    return position_bytes(plan) * (positions + halo(plan));
   }
 
   // Half of the L2 cache that plans know, the rest for a tile's weights, sums and what streams by. More, since CPUs
@@ -74,15 +78,13 @@ struct AmxPlanner {
   // of the half goes to positions between them. (64->128 channels, k 3, dilation 512: 56 GFLOP/s with half, 230 with
   // more.)
   int64_t panel_budget(const AmxPlan& plan) const {
-    const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0);
-    if (plan.all_packed && 4 * halo(plan) * position_bytes <= cache.l2 / 2) return cache.l2 / 2;
-    return std::min(cache.l2 * 5 / 4, kMostBytes - plan.packed_bytes) - 2 * kAmxSide * position_bytes;
+    if (plan.all_packed && 4 * panel_bytes(plan, 0) <= cache.l2 / 2) return cache.l2 / 2;
+    return std::min(cache.l2 * 5 / 4, kMostBytes - plan.packed_bytes) - 2 * kAmxSide * position_bytes(plan);
   }
 
   // Batch items in a panel: short ones up to a few hundred columns.
   int64_t side_by_side(const AmxPlan& plan, int64_t items) const {
-    const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0);
-    const int64_t columns = std::min(kMostColumns, panel_budget(plan) / position_bytes);
+    const int64_t columns = std::min(kMostColumns, panel_budget(plan) / position_bytes(plan));
     return plan.position_blocks > 1 ? 1
                                     : std::clamp<int64_t>(columns / plan.item_pitch, 1, std::max<int64_t>(1, items));
   }
@@ -100,8 +102,7 @@ struct AmxPlanner {
     const int64_t weight_bytes = tile_bytes(plan, plan.chunk_steps);
     if (weight_bytes > (plan.all_packed ? kMostPackedBytes : 1 << 20)) return false;
     plan.packed_bytes = plan.all_packed ? pass_tiles(plan, 0) * weight_bytes : 0;
-    const int64_t position_bytes = panel_bytes(plan, 1) - panel_bytes(plan, 0);
-    const int64_t fitting = (panel_budget(plan) - panel_bytes(plan, 0)) / position_bytes;
+    const int64_t fitting = (panel_budget(plan) - panel_bytes(plan, 0)) / position_bytes(plan);
     const int64_t most = std::max(kAmxRows, plan.all_packed ? fitting : std::min(fitting, kMostColumns));
     if (panel_bytes(plan, plan.all_packed ? kAmxRows : 2 * kAmxRows) > (1 << 20)) return false;
     plan.position_block = balanced_block(result_length, most, kAmxRows);
@@ -183,7 +184,9 @@ struct AmxPlanner {
 
   // What follows counts vector FMAs of float, in the measure of fft_plan.cpp. The figures are fitted to some 200 layers
   // and operators on a Xeon with one thread, float32 and bfloat16; nine of ten come out within a quarter of their
-  // times. Guesses are the cost of results that lie apart, kLeastAlone and kMostClasses.
+  // times. Those of weights that are packed for each
+  // panel are chosen: with them 14 layers mostly take the faster way. Guesses are the cost of sums in chunks, of a tile
+  // of rows alone, of results that lie apart, kLeastAlone and kMostClasses.
 
   double direct(int64_t items) const {
     const bool pairs = sizes.pair == 2;
