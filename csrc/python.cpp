@@ -198,9 +198,14 @@ Use parse_use(const std::string& name) {
   }
   TORCH_CHECK_VALUE(false, "expected never, where faster or where possible, but got '", name, "'");
 }
-void use_fft(const std::string& name) { set_fft_use(parse_use(name)); }
-void use_amx(const std::string& name) { set_amx_use(parse_use(name)); }
-void use_toom_cook(const std::string& name) { set_toom_cook_use(parse_use(name)); }
+template <Family family>
+std::string chosen() {
+  return kUses[int(chosen_use(family))];
+}
+template <Family family>
+void choose(const std::string& name) {
+  set_use(family, parse_use(name));
+}
 
 // conv1d_ext/_load.py reads this in the file, before it lets the loader have it.
 [[gnu::used]] const char kBuiltFor[] = "conv1d_ext built for torch " TORCH_VERSION;
@@ -351,12 +356,14 @@ PYBIND11_MODULE(_C, m) {
       "Bytes of L1 and L2 per core, as far as plans use them.");
   m.def(
       "set_cache_sizes", [](int64_t l1, int64_t l2) { set_cache_sizes({l1, l2}); }, "For tests: plan for such caches.");
-  m.def("fft_use", [] { return std::string(kUses[int(fft_use())]); }, "Where convolutions go through the FFT.");
-  m.def("set_fft_use", torch::wrap_pybind_function(&use_fft), "'never', 'where faster', for tests 'where possible'.");
-  m.def("amx_use", [] { return std::string(kUses[int(amx_use())]); }, "The same of the matrix unit.");
-  m.def("set_amx_use", torch::wrap_pybind_function(&use_amx), "As set_fft_use.");
-  m.def("toom_cook_use", [] { return std::string(kUses[int(toom_cook_use())]); }, "The same of Toom-Cook's algorithm.");
-  m.def("set_toom_cook_use", torch::wrap_pybind_function(&use_toom_cook), "As set_fft_use.");
+  m.def("fft_use", &chosen<Family::kFft>, "Where convolutions go through the FFT.");
+  m.def(
+      "set_fft_use", torch::wrap_pybind_function(&choose<Family::kFft>),
+      "'never', 'where faster', for tests 'where possible'.");
+  m.def("toom_cook_use", &chosen<Family::kToomCook>, "The same of Toom-Cook's algorithm.");
+  m.def("set_toom_cook_use", torch::wrap_pybind_function(&choose<Family::kToomCook>), "As set_fft_use.");
+  m.def("amx_use", &chosen<Family::kAmx>, "The same of the matrix unit.");
+  m.def("set_amx_use", torch::wrap_pybind_function(&choose<Family::kAmx>), "As set_fft_use.");
   m.def("cuda_enabled", &cuda_enabled, "Whether CUDA tensors go to the CUDA kernels, where these were built.");
   m.def("set_cuda_enabled", &set_cuda_enabled, "False: they go to torch's operator.");
   m.def(

@@ -5,8 +5,12 @@
 
 namespace conv1d_ext {
 
-// By the switches of this process, and for Toom-Cook's also where torch.backends.mkldnn.conv.fp32_precision (or what it
-// inherits from) is tf32 or bf16: its error is far below either's.
+// The switches of this process, one for each family but Family::kDirect.
+Use chosen_use(Family family);
+void set_use(Family family, Use use);
+
+// By these switches, and for Toom-Cook's also where torch.backends.mkldnn.conv.fp32_precision (or what it inherits
+// from) is tf32 or bf16: its error is far below either's.
 Uses allowed_uses();
 
 }  // namespace conv1d_ext

@@ -23,7 +23,7 @@ class AmxConv {
   static constexpr int64_t kMostPermuted = 8;
 
  public:
-  AmxConv(Op op, const Conv1dProblem& problem, const AmxPlan& plan, const AmxArgs& args, void* memory)
+  AmxConv(Op op, const Conv1dProblem& problem, const AmxPlan& plan, const TiledArgs& args, void* memory)
       : p_(problem), plan_(plan), args_(args), view_(op == Op::kBackwardInput, problem) {
     Scratch scratch{static_cast<char*>(memory)};
     panel_ = scratch.take<uint16_t>(plan.panel_elements);
@@ -380,7 +380,7 @@ class AmxConv {
 
   const Conv1dProblem& p_;
   const AmxPlan& plan_;
-  const AmxArgs& args_;
+  const TiledArgs& args_;
   const ForwardView view_;
   uint16_t *panel_, *tile_weights_;
   float *rows_, *sums_[2], *chunk_sums_;  // sums_: in turn

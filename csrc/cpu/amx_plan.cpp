@@ -1,7 +1,6 @@
 #include "cpu/amx_plan.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <numeric>
 
@@ -299,11 +298,6 @@ struct AmxPlanner {
   }
 };
 
-std::atomic<Use>& chosen_use() {
-  static std::atomic<Use> use{Use::kWhereFaster};
-  return use;
-}
-
 }  // namespace
 
 int64_t amx_classes(const Conv1dProblem& problem) {
@@ -323,9 +317,6 @@ AmxClass amx_class(const Conv1dProblem& problem, int64_t tap_class) {
   part.stride = 1;
   return {part, tap_class * problem.weight.tap, residue * problem.input.position};
 }
-
-Use amx_use() { return chosen_use().load(std::memory_order_relaxed); }
-void set_amx_use(Use use) { chosen_use().store(use, std::memory_order_relaxed); }
 
 AmxPlan make_amx_plan(
     Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use) {

@@ -65,9 +65,6 @@ struct AmxClass {
 int64_t amx_classes(const Conv1dProblem& problem);
 AmxClass amx_class(const Conv1dProblem& problem, int64_t tap_class);
 
-Use amx_use();  // of this process
-void set_amx_use(Use use);
-
 AmxPlan make_amx_plan(
     Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use);
 

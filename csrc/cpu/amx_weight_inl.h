@@ -17,7 +17,7 @@ class AmxWeightGradient {
   static constexpr int64_t kPiece = 2 * kAmxTile, kLanes = F32::kLanes, kSums = kAmxRows * kAmxRows;
 
  public:
-  AmxWeightGradient(Op /*op*/, const Conv1dProblem& problem, const AmxPlan& plan, const AmxArgs& args, void* memory)
+  AmxWeightGradient(Op /*op*/, const Conv1dProblem& problem, const AmxPlan& plan, const TiledArgs& args, void* memory)
       : p_(problem), plan_(plan), args_(args), view_(false, problem) {
     Scratch scratch{static_cast<char*>(memory)};
     panel_ = scratch.take<uint16_t>(plan.panel_elements);
@@ -322,7 +322,7 @@ class AmxWeightGradient {
 
   const Conv1dProblem& p_;
   const AmxPlan& plan_;
-  const AmxArgs& args_;
+  const TiledArgs& args_;
   const ForwardView view_;
   uint16_t *panel_, *grads_;
   float *rows_, *sums_, *visit_sums_[2];  // visit_sums_: in turn

@@ -4,7 +4,7 @@
 // back once.
 //
 // A number that is not finite spoils its whole block: kernels set the alarm of its batch item, which the direct
-// kernels then compute again (conv1d_cpu.cpp). Sums that only overflow on the way end up there as well.
+// kernels then compute again (run.cpp). Sums that only overflow on the way end up there as well.
 #pragma once
 
 namespace conv1d_ext {

@@ -221,15 +221,7 @@ void fill_fft_roots(int64_t length, int64_t lanes, T* roots) {
   }
 }
 
-std::atomic<Use>& chosen_use() {
-  static std::atomic<Use> use{Use::kWhereFaster};
-  return use;
-}
-
 }  // namespace
-
-Use fft_use() { return chosen_use().load(std::memory_order_relaxed); }
-void set_fft_use(Use use) { chosen_use().store(use, std::memory_order_relaxed); }
 
 FftPlan make_fft_plan(
     Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use) {

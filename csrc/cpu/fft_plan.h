@@ -36,9 +36,6 @@ struct FftPlan {
   double batch_cycles;     // the same of kTypicalBatch, or for backward_weight's batch
 };
 
-Use fft_use();  // of this process
-void set_fft_use(Use use);
-
 FftPlan make_fft_plan(
     Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use);
 

@@ -5,33 +5,12 @@
 #include "cpu/tile_inl.h"
 #include "cpu/panel_inl.h"
 #include "cpu/view_inl.h"
+#include "cpu/tiled_inl.h"
 #include "cpu/amx_tile_inl.h"
 #include "cpu/amx_conv_inl.h"
 #include "cpu/amx_weight_inl.h"
 
-namespace conv1d_ext {
-namespace {
-
-template <class Kernel, void (Kernel::*pass)(int64_t, int64_t) const>
-void amx_pass(
-    Op op, const Conv1dProblem& problem, const AmxPlan& plan, const AmxArgs& args, void* scratch, int64_t begin,
-    int64_t end) {
-  (Kernel(op, problem, plan, args, scratch).*pass)(begin, end);
-}
-
-template <class Storage>
-constexpr AmxKernels amx_kernels() {
-  using Conv = AmxConv<Storage>;
-  using WeightGradient = AmxWeightGradient<Storage>;
-  return {
-      amx_pass<Conv, &Conv::pack_weights>, amx_pass<Conv, &Conv::multiply_blocks>,
-      amx_pass<WeightGradient, &WeightGradient::sum_products>};
-}
-
-}  // namespace
-}  // namespace conv1d_ext
-
 namespace conv1d_ext::amx {
-extern const AmxKernels float32_kernels = amx_kernels<float>();
-extern const AmxKernels bfloat16_kernels = amx_kernels<BFloat16>();
+extern const AmxKernels float32_kernels = tiled_kernels<AmxPlan, AmxConv<float>, AmxWeightGradient<float>>();
+extern const AmxKernels bfloat16_kernels = tiled_kernels<AmxPlan, AmxConv<BFloat16>, AmxWeightGradient<BFloat16>>();
 }  // namespace conv1d_ext::amx

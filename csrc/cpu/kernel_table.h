@@ -71,39 +71,28 @@ struct FftKernels {
   FftPass transform_signals, multiply_signals, store_taps;  // backward_weight
 };
 
-struct ToomCookArgs {
+// Of the algorithms whose results are tiles of rows, in passes of as many as have their weights in memory together:
+// Toom-Cook's (toom_cook_conv_inl.h, toom_cook_weight_inl.h) and the matrix unit (amx_conv_inl.h, amx_weight_inl.h).
+// These files say how the work units are numbered.
+struct TiledArgs {
   Operands operands;
   void* packed_weight;  // plan.packed_bytes, shared by all threads
   void* partial_sums;   // plan.partial_bytes, shared by all threads
-  uint8_t* alarms;      // as in FftArgs
+  uint8_t* alarms;      // as in FftArgs; the matrix unit's also where it would lose bits of operands that are tiny
 
-  int64_t first_tile, tile_count;  // what this pass is for: row tiles of all groups, plan.pass_tiles at most
+  int64_t first_tile = 0, tile_count = 0;  // what this pass is for: row tiles of all groups, plan.pass_tiles at most
 };
 
-// Convolution through Toom-Cook's algorithm (toom_cook_conv_inl.h, which says what the work units are).
-using ToomCookPass = void (*)(
-    Op, const Conv1dProblem&, const ToomCookPlan&, const ToomCookArgs&, void* scratch, int64_t begin, int64_t end);
-struct ToomCookKernels {
-  ToomCookPass transform_weights, multiply_blocks;  // forward and backward_input
-  ToomCookPass sum_products;                        // backward_weight
+template <class PlanType>
+struct TiledKernels {
+  using Pass =
+      void (*)(Op, const Conv1dProblem&, const PlanType&, const TiledArgs&, void* scratch, int64_t begin, int64_t end);
+  Pass pack_weights;     // before each pass of the next, where plan.packed_bytes > 0; work units: args.tile_count
+  Pass multiply_blocks;  // forward and backward_input; work units: plan.units * args.tile_count
+  Pass sum_products;     // backward_weight; work units: plan.units
 };
-
-struct AmxArgs {
-  Operands operands;
-  void* packed_weight;  // plan.packed_bytes, shared by all threads
-  void* partial_sums;   // plan.partial_bytes, shared by all threads
-  uint8_t* alarms;      // as in FftArgs; also where operands are so small that the matrix unit would lose bits
-
-  int64_t first_tile, tile_count;  // what this pass is for: row tiles of all groups, plan.pass_tiles at most
-};
-
-// Convolution by the matrix unit (amx_conv_inl.h and amx_weight_inl.h, which say what the work units are).
-using AmxPass =
-    void (*)(Op, const Conv1dProblem&, const AmxPlan&, const AmxArgs&, void* scratch, int64_t begin, int64_t end);
-struct AmxKernels {
-  AmxPass pack_weights, multiply_blocks;  // forward and backward_input
-  AmxPass sum_products;                   // backward_weight
-};
+using ToomCookKernels = TiledKernels<ToomCookPlan>;
+using AmxKernels = TiledKernels<AmxPlan>;
 
 // The kernels of one storage type.
 struct KernelSet {

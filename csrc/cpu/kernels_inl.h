@@ -7,6 +7,7 @@
 #include "cpu/tile_inl.h"
 #include "cpu/panel_inl.h"
 #include "cpu/view_inl.h"
+#include "cpu/tiled_inl.h"
 #include "cpu/dot_inl.h"
 #include "cpu/columns_inl.h"
 #include "cpu/ends_inl.h"
@@ -17,7 +18,9 @@
 #include "cpu/fft_inl.h"
 #include "cpu/fft_conv_inl.h"
 #include "cpu/toom_cook_inl.h"
+#include "cpu/toom_cook_panel_inl.h"
 #include "cpu/toom_cook_conv_inl.h"
+#include "cpu/toom_cook_weight_inl.h"
 #include "cpu/peak_inl.h"
 
 namespace conv1d_ext {
@@ -60,6 +63,11 @@ void backward_weight(
   } else {
     backward_weight_panel<Storage>(problem, plan, args, scratch, begin, end);
   }
+}
+
+template <int kTaps>
+constexpr ToomCookKernels toom_cook_kernels() {
+  return tiled_kernels<ToomCookPlan, ToomCookConv<kTaps>, ToomCookWeightGradient<kTaps>>();
 }
 
 template <class Storage>

@@ -1,7 +1,6 @@
 #include "cpu/toom_cook_plan.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -216,15 +215,7 @@ struct ToomCookPlanner {
   }
 };
 
-std::atomic<Use>& chosen_use() {
-  static std::atomic<Use> use{Use::kNever};
-  return use;
-}
-
 }  // namespace
-
-Use toom_cook_use() { return chosen_use().load(std::memory_order_relaxed); }
-void set_toom_cook_use(Use use) { chosen_use().store(use, std::memory_order_relaxed); }
 
 ToomCookPlan make_toom_cook_plan(
     Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use) {

@@ -54,9 +54,6 @@ struct ToomCookPlan {
 // Taps of one row of weights, of a few channels, that are packed or unpacked together.
 constexpr int64_t kTapStep = 64;
 
-Use toom_cook_use();  // of this process
-void set_toom_cook_use(Use use);
-
 ToomCookPlan make_toom_cook_plan(
     Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use);
 

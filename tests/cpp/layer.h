@@ -1,5 +1,6 @@
-// One convolution with its operands in fenced buffers, and its four operators as csrc/cpu/conv1d_cpu.cpp runs them: the
-// same passes in the same order. How a pass's work units are dealt, to threads or one by one, is the test's to say.
+// One convolution with its operands in fenced buffers, and its four operators as csrc/cpu/run.cpp and run_indirect.cpp
+// run them: the same passes in the same order. How a pass's work units are dealt, to threads or one by one, is the
+// test's to say.
 #pragma once
 
 #include <atomic>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/plans.h"
 #include "cpu/scalar_inl.h"
 #include "fenced.h"
 
@@ -64,7 +66,7 @@ struct Memory {
 using Units = std::function<void(int64_t begin, int64_t end)>;
 using Deal = std::function<void(int64_t count, Memory shared, const Units& units)>;
 
-enum class Transform { kFft, kToomCook };
+constexpr Family kIndirect[] = {Family::kFft, Family::kToomCook, Family::kAmx};
 
 template <class T>
 class Layer {
@@ -81,10 +83,13 @@ class Layer {
     return make_toom_cook_plan(op, p, kernels_.sizes, tile_, cache, Use::kWherePossible);
   }
 
+  AmxPlan amx_plan(Op op) const { return make_amx_plan(op, p, kernels_.sizes, tile_, cache, Use::kWherePossible); }
+
   // Whether the algorithm has the layer, and there is time for it: Fourier transforms are long beside shapes as small
   // as these, and tiny caches make hundreds of passes (tests/test_fft.py has all of them).
-  bool tests(Transform transform, Op op) const {
-    if (transform == Transform::kToomCook) return toom_cook_plan(op).taps > 0;
+  bool tests(Family family, Op op) const {
+    if (family == Family::kToomCook) return toom_cook_plan(op).taps > 0;
+    if (family == Family::kAmx) return amx_plan(op).pieces > 0;
     const FftPlan plan = fft_plan(op);
     const int64_t blocks = p.batch * plan.phases * plan.blocks, rows = plan.source_rows + plan.result_rows;
     const int64_t transforms = p.groups * (plan.source_rows * plan.result_rows + blocks * rows);
@@ -108,9 +113,7 @@ class Layer {
   }
 
   void backward_input(Fenced<T>& result, const Deal& deal) {
-    for (int64_t i = 0; i < result.size(); ++i) {
-      if (!p.accumulate && !meets_tap(i / p.input.position % p.in_length)) narrow(Accumulator{0}, &result[i]);
-    }
+    fill_gaps(result);
     const Plan plan = this->plan(Op::kBackwardInput);
     Fenced<Accumulator> packed(plan.packed_bytes / sizeof(Accumulator), flush);
     BackwardInputArgs args{output.data(), weight.data(), result.data(), packed.data()};
@@ -147,17 +150,25 @@ class Layer {
         deal, p.out_channels, result, [&](int64_t begin, int64_t end) { kernels_.backward_bias(p, args, begin, end); });
   }
 
-  // The same through a transform that tests() has. Padding modes: not the padding's share of the input gradient.
-  void transformed(Transform transform, Op op, Fenced<T>& result, const Deal& deal) {
+  // The same by another algorithm, one that tests() has. Padding modes: not the padding's share of the input gradient.
+  void indirect(Family family, Op op, Fenced<T>& result, const Deal& deal) {
     Operands operands{input.data(), weight.data(), bias.data(), result.data()};
-    if (op == Op::kBackwardInput) operands = {output.data(), weight.data(), nullptr, result.data()};
+    if (op == Op::kBackwardInput) {
+      operands = {output.data(), weight.data(), nullptr, result.data()};
+      fill_gaps(result);
+    }
     if (op == Op::kBackwardWeight) operands = {input.data(), output.data(), nullptr, result.data()};
     Fenced<uint8_t> alarms(std::max<int64_t>(p.batch, 1), flush);
     std::fill(alarms.begin(), alarms.end(), uint8_t{0});
-    if (transform == Transform::kFft) {
+    if (family == Family::kFft) {
       run_fft(op, operands, alarms.data(), result, deal);
+    } else if (family == Family::kToomCook) {
+      const ToomCookPlan plan = toom_cook_plan(op);
+      run_tiled(op, p, plan, kernels_.toom_cook[plan.taps - 2], operands, alarms.data(), result, deal);
+    } else if (op == Op::kBackwardInput && p.stride > 1) {
+      run_amx_by_class(operands, alarms.data(), result, deal);
     } else {
-      run_toom_cook(op, operands, alarms.data(), result, deal);
+      run_tiled(op, p, amx_plan(op), kernels_.amx, operands, alarms.data(), result, deal);
     }
     for (const uint8_t alarm : alarms) fences_intact_ = fences_intact_ && alarm == 0;
     fences_intact_ = fences_intact_ && alarms.intact();
@@ -208,7 +219,13 @@ class Layer {
     args.alarms = alarms;
     const FftKernels& fft = kernels_.fft;
     const int64_t blocks = p.batch * plan.phases * plan.blocks;
-    const auto units = [&](FftPass kernel) { return pass_units(kernel, op, plan, args); };
+    const auto units = [&](FftPass kernel) -> Units {
+      return [&, kernel](int64_t begin, int64_t end) {
+        Fenced<char> scratch(plan.scratch_bytes, flush, 64);
+        kernel(op, p, plan, args, scratch.data(), begin, end);
+        if (!scratch.intact()) fences_intact_ = false;
+      };
+    };
     for (args.first_group = 0; args.first_group < p.groups; args.first_group += groups) {
       args.group_count = std::min(groups, p.groups - args.first_group);
       for (args.first_row = 0; args.first_row < plan.result_rows; args.first_row += plan.row_block) {
@@ -231,39 +248,54 @@ class Layer {
     fences_intact_ = fences_intact_ && spectra.intact() && signals.intact();
   }
 
-  void run_toom_cook(Op op, const Operands& operands, uint8_t* alarms, Fenced<T>& result, const Deal& deal) {
-    const ToomCookPlan plan = toom_cook_plan(op);
-    const ToomCookKernels& toom_cook = kernels_.toom_cook[plan.taps - 2];
+  template <class TiledPlan>
+  void run_tiled(
+      Op op, const Conv1dProblem& problem, const TiledPlan& plan, const TiledKernels<TiledPlan>& tiled,
+      const Operands& operands, uint8_t* alarms, Fenced<T>& result, const Deal& deal) {
     Fenced<char> packed(plan.packed_bytes, flush, 64);
-    Fenced<T> partial_sums(plan.partial_bytes / sizeof(T), flush);
-    ToomCookArgs args{operands, packed.data(), partial_sums.data(), alarms, 0, 0};
-    const auto units = [&](ToomCookPass kernel) { return pass_units(kernel, op, plan, args); };
+    Fenced<Accumulator> partial_sums(plan.partial_bytes / sizeof(Accumulator), flush);
+    TiledArgs args{operands, packed.data(), partial_sums.data(), alarms};
+    const auto units = [&](auto kernel) -> Units {
+      return [&, kernel](int64_t begin, int64_t end) {
+        Fenced<char> scratch(plan.scratch_bytes, flush, 64);
+        kernel(op, problem, plan, args, scratch.data(), begin, end);
+        if (!scratch.intact()) fences_intact_ = false;
+      };
+    };
     if (op == Op::kBackwardWeight) {
       const bool in_parts = plan.reduction_chunks > 1;
-      pass(deal, plan.units, in_parts ? partial_sums : result, units(toom_cook.sum_products));
+      if (in_parts) {
+        pass(deal, plan.units, partial_sums, units(tiled.sum_products));
+      } else {
+        pass(deal, plan.units, result, units(tiled.sum_products));
+      }
       Plan sum{};
       sum.reduction_chunks = plan.reduction_chunks;
       const BackwardWeightArgs sum_args{operands.weight, operands.source, operands.result, partial_sums.data()};
-      pass(deal, in_parts ? p.out_channels : 0, result, [&](int64_t begin, int64_t end) {
-        kernels_.backward_weight_sum(p, sum, sum_args, begin, end);
+      pass(deal, in_parts ? problem.out_channels : 0, result, [&](int64_t begin, int64_t end) {
+        kernels_.backward_weight_sum(problem, sum, sum_args, begin, end);
       });
     }
-    const int64_t tiles = op == Op::kBackwardWeight ? 0 : p.groups * plan.row_tiles;
+    const int64_t tiles = op == Op::kBackwardWeight ? 0 : problem.groups * plan.row_tiles;
     for (; args.first_tile < tiles; args.first_tile += plan.pass_tiles) {
       args.tile_count = std::min(plan.pass_tiles, tiles - args.first_tile);
-      pass(deal, args.tile_count, packed, units(toom_cook.transform_weights));
-      pass(deal, plan.units * args.tile_count, result, units(toom_cook.multiply_blocks));
+      if (plan.packed_bytes > 0) pass(deal, args.tile_count, packed, units(tiled.pack_weights));
+      pass(deal, plan.units * args.tile_count, result, units(tiled.multiply_blocks));
     }
     fences_intact_ = fences_intact_ && packed.intact() && partial_sums.intact();
   }
 
-  template <class Kernel, class TransformPlan, class Args>
-  Units pass_units(Kernel kernel, Op op, const TransformPlan& plan, const Args& args) {
-    return [=, this, &plan, &args](int64_t begin, int64_t end) {
-      Fenced<char> scratch(plan.scratch_bytes, flush, 64);
-      kernel(op, p, plan, args, scratch.data(), begin, end);
-      if (!scratch.intact()) fences_intact_ = false;
-    };
+  void run_amx_by_class(const Operands& operands, uint8_t* alarms, Fenced<T>& result, const Deal& deal) {
+    for (int64_t i = 0; i < amx_classes(p); ++i) {
+      const AmxClass part = amx_class(p, i);
+      if (part.problem.in_length == 0) continue;
+      Operands of_class = operands;
+      of_class.weight = static_cast<const T*>(operands.weight) + part.weight_offset;
+      of_class.result = static_cast<T*>(operands.result) + part.result_offset;
+      const AmxPlan plan =
+          make_amx_plan(Op::kBackwardInput, part.problem, kernels_.sizes, tile_, cache, Use::kWherePossible);
+      run_tiled(Op::kBackwardInput, part.problem, plan, kernels_.amx, of_class, alarms, result, deal);
+    }
   }
 
   // Each range gets scratch memory of its own, which holds NaN before.
@@ -276,7 +308,12 @@ class Layer {
     };
   }
 
-  // Positions between the taps of all outputs are the caller's to fill with zeros.
+  // Positions of the input gradient between the taps of all outputs are the caller's to fill with zeros.
+  void fill_gaps(Fenced<T>& result) const {
+    for (int64_t i = 0; i < result.size(); ++i) {
+      if (!p.accumulate && !meets_tap(i / p.input.position % p.in_length)) narrow(Accumulator{0}, &result[i]);
+    }
+  }
   bool meets_tap(int64_t position) const {
     for (int64_t k = 0; k < p.kernel_size; ++k) {
       if ((position + p.padding_left - k * p.dilation) % p.stride == 0) return true;
@@ -289,12 +326,16 @@ class Layer {
   std::atomic<bool> fences_intact_ = true;
 };
 
-// Calls f(kernels, tile, T{}) for the kernels of each storage type T.
+// Calls f(kernels, tile, T{}) for each storage type T of which the instruction set has kernels that the one before it
+// has not.
 template <class F>
-void for_each_type(const KernelTable& table, const F& f) {
-  f(table.float32, table.tile_float, float{});
-  f(table.float64, table.tile_double, double{});
+void for_each_type(Isa isa, const F& f) {
+  const KernelTable& table = kernel_table(isa);
   f(table.bfloat16, table.tile_float, BFloat16{});
+  if (isa == Isa::kAvx512Bf16) return;
+  f(table.float32, table.tile_float, float{});
+  if (isa == Isa::kAmx) return;
+  f(table.float64, table.tile_double, double{});
   f(table.float16, table.tile_float, Float16{});
 }
 

@@ -154,12 +154,12 @@ void test_layer(Layer<T>& layer, const ExactResults& exact) {
 
 // Errors of the Fourier transform are relative to the norm of a whole block. They grow with the root of the number of
 // roundings: three for each of 2 * 18 levels, and one for each source row that is added up. Those of Toom-Cook's
-// algorithm are some times larger than those of the sums (backends.py).
+// algorithm are some times larger than those of the sums (backends.py), and the matrix unit's are as large.
 template <class T>
-void check_transform(Layer<T>& layer, Transform transform, Op op, const std::vector<Exact>& exact) {
-  if (!layer.tests(transform, op)) return;
+void check_indirect(Layer<T>& layer, Family family, Op op, const std::vector<Exact>& exact) {
+  if (!layer.tests(family, op)) return;
   Fenced<T> result(exact.size(), layer.flush);
-  layer.transformed(transform, op, result, in_three_ranges);
+  layer.indirect(family, op, result, in_three_ranges);
   double largest = 0, error = 0, terms = 0;
   for (int64_t i = 0; i < result.size(); ++i) {
     const double e = std::abs(widen(result[i]) - exact[i].sum);
@@ -168,31 +168,30 @@ void check_transform(Layer<T>& layer, Transform transform, Op op, const std::vec
     terms = std::max(terms, double(exact[i].terms));
   }
   const bool intact = result.intact() && layer.intact();
-  if (error <= (12 + 2 * std::sqrt(terms)) * std::numeric_limits<T>::epsilon() * largest && intact) return;
+  constexpr double kAdd = std::numeric_limits<Acc<T>>::epsilon();
+  if (error <= ((12 + 2 * std::sqrt(terms)) * kAdd + kStorageEpsilon<T>)*largest && intact) return;
   ++failures();
   const Conv1dProblem& p = layer.p;
+  const char* const names[] = {"direct", "FFT", "Toom-Cook", "matrix unit"};
   std::fprintf(
-      stderr,
-      "operator %d through %s, %d-byte type: off by %g of %g%s: N=%d C_in=%d L_in=%d C_out=%d K=%d stride=%d%s\n",
-      int(op), transform == Transform::kFft ? "FFT" : "Toom-Cook", int(sizeof(T)), error, largest,
-      intact ? "" : ", fence broken", int(p.batch), int(p.in_channels), int(p.in_length), int(p.out_channels),
-      int(p.kernel_size), int(p.stride), layer.cache.l2 < CacheSizes{}.l2 ? ", tiny blocks" : "");
+      stderr, "operator %d by %s, %d-byte type: off by %g of %g%s: N=%d C_in=%d L_in=%d C_out=%d K=%d stride=%d%s%s\n",
+      int(op), names[int(family)], int(sizeof(T)), error, largest, intact ? "" : ", fence broken", int(p.batch),
+      int(p.in_channels), int(p.in_length), int(p.out_channels), int(p.kernel_size), int(p.stride),
+      p.input.channel == 1 ? ", channels last" : "", layer.cache.l2 < CacheSizes{}.l2 ? ", tiny blocks" : "");
 }
 
 template <class T>
-void test_transforms(Layer<T>& layer, const ExactResults& exact) {
-  if constexpr (std::is_floating_point_v<T>) {
-    std::vector<Exact> output = exact.output;
-    for (int64_t o = 0; o < layer.output.size(); ++o) {
-      output[o].add(widen(layer.bias[o / layer.p.output.channel % layer.p.out_channels]));
+void test_indirect(Layer<T>& layer, const ExactResults& exact) {
+  std::vector<Exact> output = exact.output;
+  for (int64_t o = 0; o < layer.output.size(); ++o) {
+    output[o].add(widen(layer.bias[o / layer.p.output.channel % layer.p.out_channels]));
+  }
+  for (const Family family : kIndirect) {
+    check_indirect(layer, family, Op::kForward, output);
+    if (layer.p.padding_mode == PaddingMode::kZeros) {
+      check_indirect(layer, family, Op::kBackwardInput, exact.grad_input);
     }
-    for (const Transform transform : {Transform::kFft, Transform::kToomCook}) {
-      check_transform(layer, transform, Op::kForward, output);
-      if (layer.p.padding_mode == PaddingMode::kZeros) {
-        check_transform(layer, transform, Op::kBackwardInput, exact.grad_input);
-      }
-      check_transform(layer, transform, Op::kBackwardWeight, exact.grad_weight);
-    }
+    check_indirect(layer, family, Op::kBackwardWeight, exact.grad_weight);
   }
 }
 
@@ -200,6 +199,7 @@ void test_transforms(Layer<T>& layer, const ExactResults& exact) {
 struct Met {
   Op op;
   Plan plan;
+  bool by_matrix_unit;
 };
 
 // A list of shapes that leaves an algorithm out, or a way to it, proves nothing of it.
@@ -241,9 +241,7 @@ int main(int argc, char** argv) {
   std::vector<Met> plans;
   for (const Shape& shape : kShapes) {
     for (const bool channels_last : {false, true}) {
-      for_each_type(kernel_table(isa), [&](const KernelSet& kernels, const TileShape& tile, auto type) {
-        // The other types have the kernels of AVX-512.
-        if (isa == Isa::kAvx512Bf16 && !std::is_same_v<decltype(type), BFloat16>) return;
+      for_each_type(isa, [&](const KernelSet& kernels, const TileShape& tile, auto type) {
         ExactResults exact;
         for (const bool accumulate : {false, true}) {
           const Conv1dProblem problem = make_problem(shape, channels_last, accumulate);
@@ -251,12 +249,12 @@ int main(int argc, char** argv) {
             for (const Flush flush : {Flush::kBegin, Flush::kEnd}) {
               Layer<decltype(type)> layer(kernels, tile, problem, cache, flush);
               if (exact.grad_bias.empty()) exact = exact_results(layer);
-              test_layer(layer, exact);
+              if (isa != Isa::kAmx) test_layer(layer, exact);  // those of AVX-512
               if (shape.batch == 0) continue;
               // One flush each: it takes long.
-              if (!accumulate && (flush == Flush::kEnd) == channels_last) test_transforms(layer, exact);
+              if (!accumulate && (flush == Flush::kEnd) == channels_last) test_indirect(layer, exact);
               for (const Op op : {Op::kForward, Op::kBackwardInput, Op::kBackwardWeight}) {
-                plans.push_back({op, layer.plan(op)});
+                plans.push_back({op, layer.plan(op), layer.tests(Family::kAmx, op)});
               }
             }
           }
@@ -264,6 +262,12 @@ int main(int argc, char** argv) {
       });
     }
   }
-  if (isa != Isa::kAvx512Bf16) check_plans(plans);
+  if (isa == Isa::kAmx) {
+    for (const Op op : {Op::kForward, Op::kBackwardInput, Op::kBackwardWeight}) {
+      CHECK(std::any_of(plans.begin(), plans.end(), [&](const Met& m) { return m.op == op && m.by_matrix_unit; }));
+    }
+  } else if (isa != Isa::kAvx512Bf16) {
+    check_plans(plans);
+  }
   return failures() > 0;
 }

@@ -58,12 +58,15 @@ void on_threads(int64_t count, Memory, const Units& units) {
 
 #ifdef __SANITIZE_THREAD__  // the other proof needs no sanitizer, and time
 const Deal kDeals[] = {on_threads};
+const std::vector<Family> kFamilies{std::begin(kIndirect), std::end(kIndirect)};
 #else
 const Deal kDeals[] = {on_threads, each_alone};
+const std::vector<Family> kFamilies{Family::kAmx};  // of the transforms each unit alone takes long: much scratch memory
 #endif
 
+// `direct`: the direct kernels are tested, too.
 template <class T>
-void test_layer(Layer<T>& layer) {
+void test_layer(Layer<T>& layer, bool direct) {
   const auto check_run = [&](const auto& run, int64_t size) {
     Fenced<T> expected(size, Flush::kEnd);
     run(expected, in_one_go);
@@ -80,21 +83,21 @@ void test_layer(Layer<T>& layer) {
     };
     check_run(run, size);
   };
-  check(&Layer<T>::forward, layer.output.size());
-  check(&Layer<T>::backward_input, layer.input.size());
-  check(&Layer<T>::backward_weight, layer.weight.size());
-  check(&Layer<T>::backward_bias, layer.bias.size());
-#ifdef __SANITIZE_THREAD__  // each unit alone takes long here: its scratch memory is filled with NaN, and large
-  const auto check_transform = [&](Op op, int64_t size) {
-    for (const Transform transform : {Transform::kFft, Transform::kToomCook}) {
-      const auto run = [&](Fenced<T>& result, const Deal& deal) { layer.transformed(transform, op, result, deal); };
-      if (layer.tests(transform, op)) check_run(run, size);
+  if (direct) {
+    check(&Layer<T>::forward, layer.output.size());
+    check(&Layer<T>::backward_input, layer.input.size());
+    check(&Layer<T>::backward_weight, layer.weight.size());
+    check(&Layer<T>::backward_bias, layer.bias.size());
+  }
+  const auto check_indirect = [&](Op op, int64_t size) {
+    for (const Family family : kFamilies) {
+      const auto run = [&](Fenced<T>& result, const Deal& deal) { layer.indirect(family, op, result, deal); };
+      if (layer.tests(family, op)) check_run(run, size);
     }
   };
-  check_transform(Op::kForward, layer.output.size());
-  check_transform(Op::kBackwardInput, layer.input.size());
-  check_transform(Op::kBackwardWeight, layer.weight.size());
-#endif
+  check_indirect(Op::kForward, layer.output.size());
+  check_indirect(Op::kBackwardInput, layer.input.size());
+  check_indirect(Op::kBackwardWeight, layer.weight.size());
 }
 
 }  // namespace
@@ -108,10 +111,9 @@ int main(int argc, char** argv) {
     for (const bool accumulate : {false, true}) {
       const Conv1dProblem problem = make_problem(shape, accumulate, accumulate);
       for (const CacheSizes cache : {CacheSizes{}, kTinyCaches}) {
-        for_each_type(kernel_table(isa), [&](const KernelSet& kernels, const TileShape& tile, auto type) {
-          if (isa == Isa::kAvx512Bf16 && !std::is_same_v<decltype(type), BFloat16>) return;  // those of AVX-512
+        for_each_type(isa, [&](const KernelSet& kernels, const TileShape& tile, auto type) {
           Layer<decltype(type)> layer(kernels, tile, problem, cache, Flush::kEnd);
-          test_layer(layer);
+          test_layer(layer, isa != Isa::kAmx);  // those of AVX-512
         });
       }
     }

@@ -1,0 +1,204 @@
+// What operators through Toom-Cook's algorithm share, in the terms of toom_cook_plan.h: blocks of quads, and a panel of
+// transformed rows of the input (or grad_output),
+//   panel[channel][plane][quad].
+//
+// As with the Fourier transform, a number that is not finite spoils its neighbours: kernels set the alarm of its batch
+// item (backward_weight: the only one), which the direct kernels then compute again.
+#pragma once
+
+namespace conv1d_ext {
+namespace {
+
+template <int kTaps>
+class ToomCookPanel {
+ protected:
+  using T = float;
+  using Transform = ToomCook<kTaps>;
+  static constexpr int kPlanes = Transform::kPlanes, kOutputs = kToomCookOutputs;
+  static constexpr int64_t kLanes = Vec<T>::kLanes;
+
+ public:
+  ToomCookPanel(Op op, const Conv1dProblem& problem, const ToomCookPlan& plan, const TiledArgs& args, void* memory)
+      : p_(problem),
+        plan_(plan),
+        args_(args),
+        view_(op == Op::kBackwardInput, problem),
+        scratch_{static_cast<char*>(memory)} {
+    panel_ = scratch_.take<T>(plan.panel_elements);
+    sums_ = scratch_.take<T>(plan.sum_elements);
+    line_ = scratch_.take<T>(plan.line_elements);
+    quads_ = scratch_.take<T>(plan.gathered_rows * plan.quad_width);
+    b_step_ = scratch_.take<int64_t>(plan.step_table);
+  }
+
+ protected:
+  // Quads [u0, u1) of batch items [n0, n1).
+  struct Block {
+    int64_t n0, n1, group, u0, u1;
+    int64_t quads() const { return u1 - u0; }
+  };
+  Block block_at(int64_t index, int64_t group) const {
+    Block block;
+    block.n0 = index / plan_.quad_blocks * plan_.batch_block;
+    block.n1 = min_of(block.n0 + plan_.batch_block, p_.batch);
+    block.group = group;
+    const int64_t i = index % plan_.quad_blocks;
+    block.u0 = block_begin(plan_.quads, plan_.quad_step, plan_.quad_blocks, i);
+    block.u1 = block_begin(plan_.quads, plan_.quad_step, plan_.quad_blocks, i + 1);
+    return block;
+  }
+
+  void fill_panel(const Block& block, int64_t channel0, int64_t channel1) const {
+    const int64_t count = block.quads() + halo();
+    for (int64_t channel = channel0; channel < channel1; ++channel) {
+      prefetch_source(block, min_of(channel + 2, channel1 - 1));
+      T* to = panel_ + (channel - channel0) * panel_channel();
+      for (int64_t n = block.n0; n < block.n1; ++n, to += plan_.item_pitch) {
+        const Row<T> row{source_row(block, n, channel), view_.source.position, view_.source_length, view_.padding_mode};
+        if (p_.dilation == 1) {
+          transform_line(
+              line_at(row, view_.left, view_.end, 4 * block.u0, 4 * round_up(count, kLanes) + 4 * kLanes), count, to);
+          continue;
+        }
+        const T* quads[kPlanes];
+        gather(row, view_.left, view_.end, block.u0, count, quads_, quads);
+        for (int64_t i = 0; i < count; i += kLanes) {
+          Vec<T> in[kPlanes];
+#pragma GCC unroll 8
+          for (int j = 0; j < kPlanes; ++j) in[j] = load(quads[j] + i);
+          transform_to(in, to + i);
+        }
+      }
+    }
+  }
+
+  int64_t taps_of(int64_t chunk) const {
+    const int64_t rest = p_.kernel_size - 4 * chunk;
+    return chunk + 1 < plan_.chunks ? 4 : rest;
+  }
+
+  int64_t halo() const { return (plan_.chunks - 1) * p_.dilation; }
+  int64_t panel_channel() const { return kPlanes * plan_.panel_width; }
+
+  static Vec<T> load_lanes(const T* from, int64_t lanes) {
+    return lanes == kLanes ? load(from) : load_partial(from, lanes);
+  }
+  static void store_lanes(T* to, Vec<T> value, int64_t lanes) {
+    lanes == kLanes ? store(to, value) : store_partial(to, value, lanes);
+  }
+
+  // quads[j][i], j < kCount: position u0 + i of a padded row, j dilations on; whole vectors up to i = count. `memory`:
+  // kCount rows of plan_.quad_width. `left`: positions before the row's first; none from `end` on are defined.
+  template <int kCount>
+  void gather(
+      const Row<T>& row, int64_t left, int64_t end, int64_t u0, int64_t count, T* memory,
+      const T* (&quads)[kCount]) const {
+    const int64_t dilation = p_.dilation, pitch = plan_.quad_width;
+    if (dilation > kLanes) {
+      const int64_t width = round_up(count, kLanes);
+      for (int j = 0; j < kCount; ++j) {
+        T* to = memory + j * pitch;
+        quads[j] = to;
+        for_runs(u0, width, [&](int64_t i, int64_t position, int64_t run) {
+          const int64_t start = position + j * dilation - left;
+          pack_row<T>(row, start, 1, max_of(0, min_of(run, end - start)), run, to + i);
+        });
+      }
+      return;
+    }
+    // Blocks begin with a whole group of `dilation` quads. The last j read the first ones, a group further on.
+    const int64_t width = round_up(count + (kCount > kOutputs ? dilation : 0), dilation == 1 ? kLanes : dilation);
+    const T* line = line_at(row, left, end, 4 * u0, 4 * width + kLanes);
+    for (int64_t i = 0; i < width && dilation == 1; i += kLanes) {
+      Vec<T> out[kOutputs];
+      split4(line + 4 * i, out);
+#pragma GCC unroll 4
+      for (int j = 0; j < kOutputs; ++j) store(memory + j * pitch + i, out[j]);
+    }
+    for (int j = 0; j < kOutputs && dilation > 1; ++j) {
+      T* to = memory + j * pitch;
+      for (int64_t i = 0; i < width; i += dilation) store(to + i, load(line + 4 * i + j * dilation));
+    }
+    for (int j = 0; j < kCount; ++j) quads[j] = memory + j % kOutputs * pitch + j / kOutputs * dilation;
+  }
+
+  // `count` positions of a padded row from `position` on, where they are or in line_; as for gather.
+  const T* line_at(const Row<T>& row, int64_t left, int64_t end, int64_t position, int64_t count) const {
+    const int64_t start = position - left;
+    if (row.position_stride == 1 && start >= 0 && start + count <= row.length) return row.data + start;
+    pack_row<T>(row, start, 1, max_of(0, min_of(count, end - start)), count, line_);
+    return line_;
+  }
+
+  // body(i, position, run) for the runs of `count` quads from u0 on: quads u0 + i .. u0 + i + run begin at positions
+  // side by side.
+  template <class Body>
+  void for_runs(int64_t u0, int64_t count, const Body& body) const {
+    for (int64_t i = 0; i < count;) {
+      const int64_t rest = (u0 + i) % p_.dilation, run = min_of(p_.dilation - rest, count - i);
+      body(i, (u0 + i) / p_.dilation * 4 * p_.dilation + rest, run);
+      i += run;
+    }
+  }
+
+  const T* source_row(const Block& block, int64_t n, int64_t channel) const {
+    return static_cast<const T*>(args_.operands.source) + n * view_.source.batch +
+           (block.group * view_.channels + channel) * view_.source.channel;
+  }
+
+  // A row's positions of a block are too few for the CPU to see those of the next row coming.
+  static void prefetch(const T* row, int64_t begin, int64_t end) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t i = begin; i < end; i += kLine) __builtin_prefetch(row + i);
+  }
+  void prefetch_source(const Block& block, int64_t channel) const {
+    if (view_.source.position != 1) return;
+    const int64_t start = 4 * block.u0 - view_.left, end = start + 4 * (block.quads() + halo());
+    prefetch(source_row(block, block.n0, channel), max_of(start, 0), min_of(end, view_.source_length));
+  }
+
+  void raise_alarm(int64_t index) const { __atomic_store_n(args_.alarms + index, uint8_t{1}, __ATOMIC_RELAXED); }
+
+  const Conv1dProblem& p_;
+  const ToomCookPlan& plan_;
+  const TiledArgs& args_;
+  const ForwardView view_;
+  Scratch scratch_;
+  T *panel_, *sums_, *line_, *quads_;
+  int64_t* b_step_;
+
+ private:
+  void transform_to(const Vec<T> (&in)[kPlanes], T* to) const {
+    Vec<T> out[kPlanes];
+    Transform::transform_source(in, out);
+#pragma GCC unroll 8
+    for (int p = 0; p < kPlanes; ++p) store(to + p * plan_.panel_width, out[p]);
+  }
+
+  // The same for dilation 1, in registers: `count` quads of a line, of which a vector more is read.
+  void transform_line(const T* line, int64_t count, T* to) const {
+    Vec<T> in[kPlanes], next[kOutputs];
+    split4(line, next);
+    for (int64_t i = 0; i < count; i += kLanes) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kOutputs; ++j) in[j] = next[j];
+      split4(line + 4 * (i + kLanes), next);
+#pragma GCC unroll 8
+      for (int j = kOutputs; j < kPlanes; ++j) in[j] = shift_in(in[j - kOutputs], next[j - kOutputs]);
+      transform_to(in, to + i);
+    }
+  }
+
+  // Numbers in the order of positions to those of quads.
+  static void split4(const T* line, Vec<T> (&quads)[kOutputs]) {
+    Vec<T> even[2], odd[2];
+    for (int64_t i = 0; i < 2; ++i) {
+      split(load(line + 2 * i * kLanes), load(line + (2 * i + 1) * kLanes), &even[i], &odd[i]);
+    }
+    split(even[0], even[1], &quads[0], &quads[2]);
+    split(odd[0], odd[1], &quads[1], &quads[3]);
+  }
+};
+
+}  // namespace
+}  // namespace conv1d_ext
