@@ -94,13 +94,17 @@ def test_blocks_are_balanced(in_length: int) -> None:
 
 def test_short_outputs_are_laid_out_as_columns() -> None:
     shape = {"batch": 1, "in_channels": 1024, "out_channels": 1024, "kernel_size": 3}
-    assert _C.plan("conv1d", "float32", **shape, in_length=4)["algorithm"] == "columns"
-    assert _C.plan("conv1d", "float32", **shape, in_length=23)["algorithm"] == "panel"
+    assert _C.plan("conv1d", "float32", **shape, in_length=3)["algorithm"] == "columns"
+    assert _C.plan("conv1d", "float32", **shape, in_length=10)["algorithm"] == "panel"  # half a vector, for batches
     assert _C.plan("conv1d", "bfloat16", **shape, in_length=23)["algorithm"] == "columns"  # not widened and packed
     assert _C.plan("conv1d", "bfloat16", **shape, in_length=400)["algorithm"] == "panel"
-    large = shape | {"in_channels": 2048, "out_channels": 4096}
-    assert _C.plan("conv1d", "float32", **large, in_length=23)["algorithm"] == "columns"  # 21 of 32 lanes
-    assert _C.plan("conv1d", "float32", **large, in_length=32)["algorithm"] == "panel"
+
+
+def test_items_side_by_side_share_the_zeros_between_them() -> None:
+    shape = {"batch": 64, "in_channels": 64, "out_channels": 64, "kernel_size": 5, "in_length": 16}
+    shape |= {"padding_left": 2, "padding_right": 2}
+    items = {m: _C.plan("conv1d", "float32", **shape, padding_mode=m)["batch_block"] for m in ("zeros", "reflect")}
+    assert items["zeros"] > items["reflect"]
 
 
 def test_input_gradients_of_few_positions_are_laid_out_as_columns() -> None:
@@ -131,7 +135,7 @@ def test_weight_gradients_of_few_positions_are_computed_in_their_own_order() -> 
 
 
 def test_order_of_sums_of_columns_does_not_depend_on_the_batch() -> None:
-    shape = {"in_channels": 2048, "out_channels": 64, "kernel_size": 3, "in_length": 4}
+    shape = {"in_channels": 2048, "out_channels": 64, "kernel_size": 3, "in_length": 3}
     plans = [_C.plan("conv1d", "float32", batch=batch, **shape) for batch in (1, 2, 8)]
     assert {plan["algorithm"] for plan in plans} == {"columns"}
     assert len({plan["channel_block"] for plan in plans}) == 1

@@ -133,15 +133,18 @@ class AmxConv {
   // The weights of a step for 16 rows: products[i][row].
   void load_weights(
       const Storage* weight, int64_t rows, int64_t channel_step, int64_t tap_step, F32 (&products)[kAmxDepth]) const {
-    const bool along_rows = view_.weight_row < view_.weight_channel;  // those are closer together
-    if (plan_.step_taps == 1 && !along_rows) {
-      const int64_t channel = channel_step * kAmxDepth;
+    // From product to product, where they are as far apart as that: channels, or the taps of a single channel.
+    const bool of_taps = view_.channels == 1;
+    const int64_t stride = of_taps ? weight_tap(1) - weight_tap(0) : view_.weight_channel;
+    const bool along_rows = view_.weight_row < max_of(stride, -stride);  // those are closer together
+    if ((plan_.step_taps == 1 || of_taps) && !along_rows) {
+      const int64_t channel = channel_step * kAmxDepth, tap = tap_step * plan_.step_taps;
+      const int64_t count = of_taps ? min_of(plan_.step_taps, p_.kernel_size - tap) : view_.channels - channel;
       for (int64_t half = 0; half < 2; ++half) {
         F32 square[kAmxSide];
-        const int64_t first = channel + half * kLanes;
-        const Storage* from = weight + first * view_.weight_channel + weight_tap(tap_step);
+        const Storage* from = weight + channel * view_.weight_channel + weight_tap(tap) + half * kLanes * stride;
         for (int64_t row = 0; row < kAmxSide; ++row, from += view_.weight_row) {
-          square[row] = row < rows ? gather(from, view_.weight_channel, view_.channels - first) : broadcast(0.0f);
+          square[row] = row < rows ? gather(from, stride, count - half * kLanes) : broadcast(0.0f);
         }
         transpose(square);
         for (int64_t i = 0; i < kAmxSide; ++i) products[half * kAmxSide + i] = square[i];
@@ -216,17 +219,47 @@ class AmxConv {
   void fill_set(const Block& block, int64_t phase, int64_t step, int64_t count, uint16_t* to) const {
     for (int64_t n = block.n0; n < block.n1; ++n, to += plan_.item_pitch * kAmxDepth) {
       const int64_t width = n + 1 < block.n1 ? plan_.item_pitch : plan_.panel_width - (n - block.n0) * plan_.item_pitch;
-      Positions rows[kAmxDepth];
-      for (int64_t i = 0; i < kAmxDepth; ++i) {
-        Product product = product_at(step, i);
-        product.tap += phase * plan_.step_taps;
-        if (product.tap >= p_.kernel_size) product.channel = -1;
-        rows[i] = source_positions(block, n, product, count, rows_ + i * (plan_.panel_width + kLanes));
-      }
       Largest largest;
-      for (int64_t i = 0; i < width; i += kAmxSide) fill_tile(rows, i, count - i, to + i * kAmxDepth, &largest);
+      if (view_.channels == 1 && p_.dilation == 1 && view_.source.position == 1) {
+        fill_taps(block, n, phase * plan_.step_taps, count, width, to, &largest);
+      } else {
+        Positions rows[kAmxDepth];
+        for (int64_t i = 0; i < kAmxDepth; ++i) {
+          Product product = product_at(step, i);
+          product.tap += phase * plan_.step_taps;
+          if (product.tap >= p_.kernel_size) product.channel = -1;
+          rows[i] = source_positions(block, n, product, count, rows_ + i * (plan_.panel_width + kLanes));
+        }
+        for (int64_t i = 0; i < width; i += kAmxSide) fill_tile(rows, i, count - i, to + i * kAmxDepth, &largest);
+      }
       uint32_t& largest_of_item = largest_[n - block.n0];
       if (kPieces > 1 && largest.bits() > largest_of_item) largest_of_item = largest.bits();
+    }
+  }
+
+  // The same of a single channel: the products of a position are taps from `tap` on, and lie side by side.
+  void fill_taps(
+      const Block& block, int64_t n, int64_t tap, int64_t count, int64_t width, uint16_t* to, Largest* largest) const {
+    const Row<Storage> row = source_row(block, n, 0);
+    const int64_t taps = min_of(plan_.step_taps, p_.kernel_size - tap), step = view_.reversed ? 1 : p_.stride;
+    const auto put = [&](const auto* products, uint16_t* position) {
+      const F32 first = load_partial(products, min_of(taps, kLanes));
+      const F32 second = load_partial(products + kLanes, max_of(taps - kLanes, 0));
+      if constexpr (kPieces > 1) {
+        largest->see(first);
+        largest->see(second);
+      }
+      store_products(first, second, position);
+    };
+    for (int64_t i = 0; i < width; ++i, to += kAmxDepth) {
+      const int64_t start = (block.t0 + i) * step + tap - view_.left;
+      if (i < count && start >= 0 && start + taps <= row.length) {
+        put(row.data + start, to);
+      } else {
+        const int64_t defined = i < count ? max_of(0, min_of(taps, view_.end - start)) : 0;
+        pack_row<Storage>(row, start, 1, defined, kAmxDepth, rows_);
+        put(rows_, to);
+      }
     }
   }
 
@@ -243,13 +276,25 @@ class AmxConv {
       transpose(halves[half]);
     }
     for (int64_t position = 0; position < kAmxSide; ++position, to += kAmxDepth) {
-      F32 lower[kPieces], upper[kPieces];
-      take_apart<kPieces>(halves[0][position], lower);
-      take_apart<kPieces>(halves[1][position], upper);
-      for (int64_t k = 0; k < kPieces; ++k) {
-        store(reinterpret_cast<float*>(to + k * plan_.panel_piece), upper_halves(lower[k], upper[k]));
-      }
+      store_products(halves[0][position], halves[1][position], to);
     }
+  }
+
+  // Of a position of the panel.
+  void store_products(F32 first, F32 second, uint16_t* to) const {
+    F32 lower[kPieces], upper[kPieces];
+    take_apart<kPieces>(first, lower);
+    take_apart<kPieces>(second, upper);
+    for (int64_t k = 0; k < kPieces; ++k) {
+      store(reinterpret_cast<float*>(to + k * plan_.panel_piece), upper_halves(lower[k], upper[k]));
+    }
+  }
+
+  Row<Storage> source_row(const Block& block, int64_t n, int64_t channel) const {
+    return {
+        static_cast<const Storage*>(args_.operands.source) + n * view_.source.batch +
+            (block.group * view_.channels + channel) * view_.source.channel,
+        view_.source.position, view_.source_length, view_.padding_mode};
   }
 
   // The positions that a product of steps meets, where they are or in `memory`.
@@ -258,10 +303,7 @@ class AmxConv {
     if (product.channel < 0) return {nullptr, 1};
     const int64_t step = view_.reversed ? 1 : p_.stride;
     const int64_t start = block.t0 * step + product.tap * p_.dilation - view_.left;
-    const Row<Storage> row{
-        static_cast<const Storage*>(args_.operands.source) + n * view_.source.batch +
-            (block.group * view_.channels + product.channel) * view_.source.channel,
-        view_.source.position, view_.source_length, view_.padding_mode};
+    const Row<Storage> row = source_row(block, n, product.channel);
     if constexpr (kPieces == 3) {
       const int64_t stride = step * row.position_stride;
       if (start >= 0 && start + (count - 1) * step < row.length && stride <= kMostGathered) {

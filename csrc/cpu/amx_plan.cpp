@@ -188,10 +188,13 @@ struct AmxPlanner {
   // of rows alone, of results that lie apart, kLeastAlone and kMostClasses.
 
   double direct(int64_t items) const {
-    const bool pairs = sizes.pair == 2;
+    const bool gradient = op == Op::kBackwardWeight;
     const double weights = double(p.out_channels) * in_per_group * p.kernel_size;
-    const double packing = op == Op::kBackwardWeight ? 0 : pairs ? 2 : 0.3;
-    return weights * (double(items) * p.out_length / tile.lanes * (pairs ? 1.45 : 1.15) + packing);
+    const double positions = double(items) * p.out_length / tile.lanes;
+    if (sizes.pair == 1) return weights * (positions * 1.15 + (gradient ? 0 : 0.3));
+    // Pairs of channels, of which an odd one is paired with zeros; not by the depthwise kernels.
+    const double pairing = gradient || rows == 1 ? 1 : double(round_up(channels, 2)) / channels;
+    return weights * (positions * pairing * 1.45 + (gradient ? 0 : 2));
   }
 
   // Of the products of two tiles, for all pieces.
@@ -215,9 +218,11 @@ struct AmxPlanner {
     const double fills = positions * set * std::max(1.0, double(passes) / p.groups);
     const double weights = double(row_tiles) * kAmxSide * plan.steps * kAmxDepth;
     const double sums = double(row_tiles) * kAmxSide * column_tiles * kAmxSide;
+    // The taps of a single channel lie side by side.
+    const double fill = channels == 1 && p.dilation == 1 ? 0.6 : p.stride > 1 ? 2.2 : 1.3;
     // Weights are read from the L2 cache at best, once for each panel.
     return p.groups *
-           (products * tile_cost(plan, 0.44) + fills * (p.stride > 1 ? 2.2 : 1.3) +
+           (products * tile_cost(plan, 0.44) + fills * fill +
             sums * ((result_stride == 1 ? 1.2 : 5) + 0.3 * (ceil_div(plan.channel_steps, plan.chunk_steps) - 1)) +
             weights * (plan.all_packed ? 2.3 + 1.2 * all_panels : (plan.pieces == 3 ? 3.5 : 6.5) * all_panels));
   }

@@ -33,24 +33,37 @@ template <class Storage, class Column>
 void fill_columns(
     const Conv1dProblem& problem, const void* input, int64_t group, int64_t q0, int64_t q1, int64_t ic0, int64_t ic1,
     Column* columns, int64_t pitch) {
+  constexpr int64_t kLanes = Vec<Acc<Storage>>::kLanes;
   const int64_t taps = problem.kernel_size, first = group * (problem.in_channels / problem.groups);
+  const int64_t step = problem.dilation * problem.input.position;
   for (int64_t q = q0; q < q1; ++q) {
     const int64_t n = q / problem.out_length, start = q % problem.out_length * problem.stride - problem.padding_left;
+    const auto position = [&](int64_t k) { return start + k * problem.dilation; };
+    int64_t begin = 0, end = taps;  // the taps that don't meet the padding
+    while (begin < taps && position(begin) < 0) ++begin;
+    while (end > begin && position(end - 1) >= problem.in_length) --end;
+    const Storage* row =
+        static_cast<const Storage*>(input) + n * problem.input.batch + (first + ic0) * problem.input.channel;
     Column* dst = columns + (q - q0) * pitch;
-    for (int64_t ic = ic0; ic < ic1; ++ic, dst += taps) {
-      const Row<Storage> row{
-          static_cast<const Storage*>(input) + n * problem.input.batch + (first + ic) * problem.input.channel,
-          problem.input.position, problem.in_length, problem.padding_mode};
-      if constexpr (sizeof(Column) == sizeof(Acc<Storage>)) {
-        if (taps >= Vec<Acc<Storage>>::kLanes) {
-          pack_row(row, start, problem.dilation, taps, taps, dst);
-          continue;
+    for (int64_t ic = ic0; ic < ic1; ++ic, row += problem.input.channel, dst += taps) {
+      const auto fill_edge = [&](int64_t k0, int64_t k1) {
+        for (int64_t k = k0; k < k1; ++k) {
+          const int64_t source = source_position(problem.padding_mode, position(k), problem.in_length);
+          dst[k] = source < 0 ? Column{} : as_column<Column>(row[source * problem.input.position]);
         }
-      }
-      for (int64_t k = 0, position = start; k < taps; ++k, position += problem.dilation) {
-        const bool inside = position >= 0 && position < row.length;
-        const int64_t source = inside ? position : source_position(row.padding_mode, position, row.length);
-        dst[k] = source < 0 ? Column{} : as_column<Column>(row.data[source * row.position_stride]);
+      };
+      fill_edge(0, begin);
+      fill_edge(end, taps);
+      const Storage* src = row + position(begin) * problem.input.position;
+      const int64_t count = end - begin;
+      if constexpr (sizeof(Column) == sizeof(Acc<Storage>)) {
+        if (step == 1 && count <= kLanes) {
+          store_partial(dst + begin, load_partial(src, count), count);
+        } else {
+          copy_row(src, step, count, dst + begin);
+        }
+      } else {
+        for (int64_t k = 0; k < count; ++k) dst[begin + k] = as_column<Column>(src[k * step]);
       }
     }
   }

@@ -116,6 +116,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
         [&](int64_t k) { return k * problem.weight.tap; });
     Tile<T>& tile = sums.tile;
     tile.a_step = weight_step;
+    tile.a_ahead = kTileRows * problem.weight.out_channel;  // of the next tile: the weights are the traffic
     tile.b = panel;
     tile.exact = in_place;
     if constexpr (kStoredAsComputed<Storage>) {

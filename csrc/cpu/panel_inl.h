@@ -118,24 +118,37 @@ void copy_row(const Storage* src, int64_t src_stride, int64_t count, Acc<Storage
   }
 }
 
+// Those of the positions start + j * step, j < count, that are in [0, length): j in [begin, end).
+struct Part {
+  int64_t begin, end;
+};
+inline Part part_inside(int64_t length, int64_t start, int64_t step, int64_t count) {
+  const int64_t begin = max_of(0, min_of(count, ceil_div(-start, step)));
+  return {begin, max_of(begin, min_of(count, ceil_div(length - start, step)))};
+}
+
 // dst[j] = padded row at position start + j * step, for j < count; zero for count <= j < width.
 template <class Storage>
-void pack_row(const Row<Storage>& row, int64_t start, int64_t step, int64_t count, int64_t width, Acc<Storage>* dst) {
-  const int64_t inside = max_of(0, min_of(count, ceil_div(-start, step)));
-  const int64_t after = max_of(inside, min_of(count, ceil_div(row.length - start, step)));
+void pack_row(
+    const Row<Storage>& row, int64_t start, int64_t step, int64_t count, const Part& inside, int64_t width,
+    Acc<Storage>* dst) {
   const auto fill_edge = [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
       const int64_t source = source_position(row.padding_mode, start + j * step, row.length);
       dst[j] = source < 0 ? 0 : widen(row.data[source * row.position_stride]);
     }
   };
-  fill_edge(0, inside);
-  if (inside < after) {
-    const Storage* first = row.data + (start + inside * step) * row.position_stride;
-    copy_row(first, step * row.position_stride, after - inside, dst + inside);
+  fill_edge(0, inside.begin);
+  if (inside.begin < inside.end) {
+    const Storage* first = row.data + (start + inside.begin * step) * row.position_stride;
+    copy_row(first, step * row.position_stride, inside.end - inside.begin, dst + inside.begin);
   }
-  fill_edge(after, count);
+  fill_edge(inside.end, count);
   for (int64_t j = count; j < width; ++j) dst[j] = 0;
+}
+template <class Storage>
+void pack_row(const Row<Storage>& row, int64_t start, int64_t step, int64_t count, int64_t width, Acc<Storage>* dst) {
+  pack_row(row, start, step, count, part_inside(row.length, start, step, count), width, dst);
 }
 
 // dst[column * dst_stride + row] = src[row * src_stride + column], for row < rows and column < columns, in squares.
@@ -204,13 +217,14 @@ template <class Storage, class RowOf>
 void fill_panel_row(
     const Plan& plan, int64_t n0, int64_t n1, const RowOf& row_of, int64_t panel_channel, int64_t channels,
     int64_t start, int64_t step, int64_t count, Acc<Storage>* dst, Acc<Storage>* odd_row) {
+  const int64_t first = panel_channel * kPair<Storage>;
+  const Part inside = part_inside(row_of(n0, first).length, start, step, count);
   const auto fill = [&](int64_t channel, Acc<Storage>* to) {
     for (int64_t n = n0; n < n1; ++n, to += plan.item_pitch) {
       const int64_t width = n + 1 < n1 ? plan.item_pitch : plan.panel_width - (n - n0) * plan.item_pitch;
-      pack_row<Storage>(row_of(n, channel), start, step, count, width, to);
+      pack_row<Storage>(row_of(n, channel), start, step, count, inside, width, to);
     }
   };
-  const int64_t first = panel_channel * kPair<Storage>;
   fill(first, dst);
   if constexpr (kPair<Storage> == 2) {
     const bool has_odd = first + 1 < channels;

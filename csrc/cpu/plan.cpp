@@ -65,10 +65,10 @@ struct PanelPlanner : Planner {
 
   // Block sizes for an operator whose panel has `channels` rows of phases and whose tile has `rows` rows, over `length`
   // positions and `taps` taps per position. `spread`: positions added to each row of the panel, besides the halo.
-  // `all_packed`: the weights are.
+  // `shared`: zeros that one item's row ends with and the next one's begins with. `all_packed`: the weights are.
   void panel_blocks(
       Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t taps, int64_t phases, int64_t shift,
-      int64_t spread, bool all_packed) const {
+      int64_t spread, int64_t shared, bool all_packed) const {
     // Long rows where nothing is packed for them, or few sums are kept per column, so that a row costs little to begin.
     const int64_t limit =
         all_packed || rows < tile.rows ? kLongestRun : (plan.direct ? kDirectColumnTiles : kColumnTiles) * tile_columns;
@@ -116,14 +116,14 @@ struct PanelPlanner : Planner {
     plan.item_pitch = row;
     // Short outputs: several batch items side by side, for about 4 tiles of columns.
     if (plan.position_blocks == 1 && length < tile_columns && p.batch > 1) {
-      plan.item_pitch = length + halo(plan.tap_block, phases, shift) + spread;
+      plan.item_pitch = length + halo(plan.tap_block, phases, shift) + spread - (plan.tap_block == taps ? shared : 0);
       plan.batch_block = std::min(p.batch, ceil_div(4 * tile_columns, plan.item_pitch));
       while (plan.batch_block > 1 &&
              plan.batch_block * plan.item_pitch * plan.channel_block * std::min(phases, plan.tap_block) >
                  panel_budget) {
         --plan.batch_block;
       }
-      row = plan.batch_block * plan.item_pitch;
+      row = (plan.batch_block - 1) * plan.item_pitch + length + halo(plan.tap_block, phases, shift) + spread;
     }
     // Whole vectors are read at every shift.
     plan.panel_width = row_width(row + tile.lanes);
@@ -184,6 +184,13 @@ struct PanelPlanner : Planner {
     finish(plan, 2 * plan.step_table);
   }
 
+  // Zeros that rows side by side share, of which each has so many before and after. Strides take rows apart, and are
+  // left out.
+  int64_t shared_zeros(int64_t before, int64_t after) const {
+    if (p.stride > 1 || p.padding_mode != PaddingMode::kZeros) return 0;
+    return std::max<int64_t>(0, std::min(before, after));
+  }
+
   Plan forward() const {
     Plan plan{};
     // A row per phase of the stride, or one per tap where that is less to copy: dilation beyond the block.
@@ -195,7 +202,8 @@ struct PanelPlanner : Planner {
     const auto blocks = [&](bool all_packed) {
       panel_blocks(
           plan, ceil_div(in_per_group, sizes.pair), out_per_group, p.out_length, p.kernel_size,
-          row_per_tap ? p.kernel_size : phases, row_per_tap ? 0 : period_shift, 0, all_packed);
+          row_per_tap ? p.kernel_size : phases, row_per_tap ? 0 : period_shift, 0,
+          row_per_tap ? 0 : shared_zeros(p.padding_left, p.padding_right), all_packed);
     };
     blocks(false);
     const int64_t products = in_per_group * p.kernel_size;
@@ -237,13 +245,14 @@ struct PanelPlanner : Planner {
     }
     // The weights of a tile and one output channel are a piece of memory, or one for each tap, where the rows are
     // classes.
-    const int64_t taps = ceil_div(p.kernel_size, period);
+    const int64_t taps = ceil_div(p.kernel_size, period), reach = (p.kernel_size - 1) * p.dilation;
     const int64_t piece = tile.rows * (classes.count == 1 || in_per_group >= tile.rows ? taps : 1);
     plan.pack_tiles = std::clamp<int64_t>(kLeastPieceBytes / sizes.storage / piece, 1, kMostPackTiles);
     plan.direct = plain_store && p.input.position == 1 && p.stride == 1;
     const auto blocks = [&](bool all_packed) {
       panel_blocks(
-          plan, ceil_div(out_per_group, sizes.pair), rows, positions, taps, 1, period_shift, spread, all_packed);
+          plan, ceil_div(out_per_group, sizes.pair), rows, positions, taps, 1, period_shift, spread,
+          shared_zeros(reach - p.padding_left, reach - p.padding_right), all_packed);
     };
     blocks(false);
     const bool all_packed = may_pack_all(plan, rows, out_per_group * taps);

@@ -43,7 +43,7 @@ struct Planner {
   }
 
   // grad_output positions that `count` classes of taps lie apart: offset(0) - offset(count - 1), at most.
-  int64_t class_spread(int64_t count) const { return (count - 1) * p.dilation / p.stride + 1; }
+  int64_t class_spread(int64_t count) const { return count == 1 ? 0 : (count - 1) * p.dilation / p.stride + 1; }
 
   // Weights that are read in their order.
   bool weights_in_order() const { return p.weight.tap == 1 && p.weight.in_channel == p.kernel_size; }

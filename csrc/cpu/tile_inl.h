@@ -47,6 +47,7 @@ struct Tile {
   const T* a;
   const int64_t* a_row;
   const int64_t* a_step;
+  int64_t a_ahead;  // where a isn't packed, prefetches what lies so far behind what is read; 0: nothing
   // b(step, column) = b[b_step[step] + column]; whole vectors are read, unless `exact`.
   const T* b;
   const int64_t* b_step;
@@ -79,9 +80,16 @@ void run_tile(const Tile<T>& tile) {
   if constexpr (!kPacked) {
     for (int r = 0; r < kRows; ++r) a_row[r] = tile.a + tile.a_row[r];
   }
+  constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t step = 0; step < tile.steps; ++step) {
     const T* b = tile.b + tile.b_step[step];
     const int64_t a_index = kPacked ? 0 : tile.a_step[step];
+    if constexpr (!kPacked) {
+      // A row at a time, each once in as many steps as a line may hold.
+      if (tile.a_ahead != 0 && step % kLine < kRows) {
+        __builtin_prefetch(a_row[step % kLine] + a_index + tile.a_ahead, 0, 2);
+      }
+    }
     Vec<T> b_vector[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
