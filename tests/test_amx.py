@@ -21,7 +21,8 @@ OPS = torch.ops.conv1d_ext
 OPERATORS = ["conv1d", "conv1d_backward_input", "conv1d_backward_weight"]
 CASES = [case for case in CASES if case.batch > 0]
 # Several blocks, passes and items of a panel; channels and taps that fill no step, and taps that share one; strides
-# with phases; rows and positions that fill no tile; weights that are packed for each panel, a chunk at a time.
+# with phases; rows and positions that fill no tile; weights that are packed for each panel, a chunk at a time; single
+# channels, whose taps are a step's products, forward and of the gradient.
 LARGE = [
     Case(2, 70, 700, 33, 3, padding=(1, 1), padding_mode="circular"),
     Case(1, 33, 2000, 50, 4, padding=(3, 0), dilation=5),
@@ -29,6 +30,9 @@ LARGE = [
     Case(9, 40, 30, 17, 7, padding=(3, 3)),
     Case(1, 3, 3000, 16, 11, padding=(25, 25), dilation=5, padding_mode="reflect"),
     Case(1, 1, 5000, 40, 200, stride=80),
+    Case(3, 1, 901, 40, 37, stride=5, padding=(20, 17), padding_mode="reflect"),
+    Case(2, 30, 700, 1, 45, padding=(22, 40)),
+    Case(2, 6, 400, 12, 9, padding=(4, 4), groups=6),
     Case(2, 96, 801, 130, 5, stride=3, padding=(2, 2)),
     Case(1, 600, 200, 530, 3, padding=(1, 1)),
     Case(5, 500, 222, 1070, 1),

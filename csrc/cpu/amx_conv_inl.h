@@ -130,29 +130,31 @@ class AmxConv {
     return lanes;
   }
 
-  // The weights of a step for 16 rows: products[i][row].
+  // The weights of half of a step's products for 16 rows: products[i][row].
   void load_weights(
-      const Storage* weight, int64_t rows, int64_t channel_step, int64_t tap_step, F32 (&products)[kAmxDepth]) const {
+      const Storage* weight, int64_t rows, int64_t channel_step, int64_t tap_step, int64_t half,
+      F32 (&products)[kAmxSide]) const {
     // From product to product, where they are as far apart as that: channels, or the taps of a single channel.
     const bool of_taps = view_.channels == 1;
     const int64_t stride = of_taps ? weight_tap(1) - weight_tap(0) : view_.weight_channel;
     const bool along_rows = view_.weight_row < max_of(stride, -stride);  // those are closer together
     if ((plan_.step_taps == 1 || of_taps) && !along_rows) {
       const int64_t channel = channel_step * kAmxDepth, tap = tap_step * plan_.step_taps;
-      const int64_t count = of_taps ? min_of(plan_.step_taps, p_.kernel_size - tap) : view_.channels - channel;
-      for (int64_t half = 0; half < 2; ++half) {
-        F32 square[kAmxSide];
-        const Storage* from = weight + channel * view_.weight_channel + weight_tap(tap) + half * kLanes * stride;
-        for (int64_t row = 0; row < kAmxSide; ++row, from += view_.weight_row) {
-          square[row] = row < rows ? gather(from, stride, count - half * kLanes) : broadcast(0.0f);
-        }
-        transpose(square);
-        for (int64_t i = 0; i < kAmxSide; ++i) products[half * kAmxSide + i] = square[i];
+      const int64_t there = of_taps ? min_of(plan_.step_taps, p_.kernel_size - tap) : view_.channels - channel;
+      const int64_t count = there - half * kLanes;
+      const Storage* from = weight + channel * view_.weight_channel + weight_tap(tap) + half * kLanes * stride;
+      // As many lines of a row as there are taps lie between these channels and those of the next step.
+      const int64_t ahead = kAmxDepth * view_.weight_channel + tap_step * (64 / int64_t{sizeof(Storage)});
+#pragma GCC unroll 16
+      for (int64_t row = 0; row < kAmxSide; ++row, from += view_.weight_row) {
+        products[row] = row < rows ? gather(from, stride, count) : broadcast(0.0f);
+        __builtin_prefetch(from + ahead);
       }
+      transpose(products);
       return;
     }
-    for (int64_t i = 0; i < kAmxDepth; ++i) {
-      const Product product = product_at(channel_step, i);
+    for (int64_t i = 0; i < kAmxSide; ++i) {
+      const Product product = product_at(channel_step, half * kAmxSide + i);
       const int64_t tap = tap_step * plan_.step_taps + product.tap;
       const bool there = product.channel >= 0 && tap < p_.kernel_size;
       products[i] =
@@ -176,16 +178,20 @@ class AmxConv {
   void pack_rows(const Storage* weight, int64_t rows, const Chunk& chunk, uint16_t* to, Largest* largest) const {
     for (int64_t channel_step = chunk.begin; channel_step < chunk.end; ++channel_step) {
       for (int64_t tap_step = 0; tap_step < plan_.tap_steps; ++tap_step, to += kStep) {
-        F32 products[kAmxDepth];
-        load_weights(weight, rows, channel_step, tap_step, products);
-        for (int64_t i = 0; i < kAmxDepth; i += 2) {
-          F32 even[kPieces], odd[kPieces];
-          largest->see(products[i]);
-          largest->see(products[i + 1]);
-          take_apart<kPieces>(products[i], even);
-          take_apart<kPieces>(products[i + 1], odd);
-          for (int64_t k = 0; k < kPieces; ++k) {
-            store(reinterpret_cast<float*>(to + k * kPiece + i * kAmxSide), make_pairs(even[k], odd[k]));
+        for (int64_t half = 0; half < 2; ++half) {
+          F32 products[kAmxSide];
+          load_weights(weight, rows, channel_step, tap_step, half, products);
+          uint16_t* pairs = to + half * kAmxSide * kAmxSide;
+#pragma GCC unroll 8
+          for (int64_t i = 0; i < kAmxSide; i += 2, pairs += 2 * kAmxSide) {
+            F32 even[kPieces], odd[kPieces];
+            largest->see(products[i]);
+            largest->see(products[i + 1]);
+            take_apart<kPieces>(products[i], even);
+            take_apart<kPieces>(products[i + 1], odd);
+            for (int64_t k = 0; k < kPieces; ++k) {
+              store(reinterpret_cast<float*>(pairs + k * kPiece), make_pairs(even[k], odd[k]));
+            }
           }
         }
       }

@@ -17,13 +17,13 @@ struct ColumnsPlanner : Planner {
   // Outputs that fill little of a vector; of other types than are computed with, whose weights the panel would convert
   // for a single use at batch 1, up to a block of columns. The price is paid by large batches, which the choice must
   // not depend on. Of 256->256 channels, k 3, on a Xeon of wide cores, batches of 1 and 16 run 1.4 and 0.88 times as
-  // fast as by panels with L 2, 1.3 and 0.84 times with L 4, 1.1 and 0.76 times with L 8. In bfloat16 on a Zen 4,
-  // batches of 1, 4 and 64 of 512 channels, L 8, ran 4.3, 1.9 and, in two runs on a busy machine, 0.56 and 1.03 times
-  // as fast.
+  // fast as by panels with L 2, 1.3 and 0.84 times with L 4, 1.1 and 0.76 times with L 8; with AVX2 alone, batches of 1
+  // and 32, 1.2 and 1.3 times with L 2, 1.1 and 0.9 times with L 4. In bfloat16, batches of 1, 4 and 64 of 512
+  // channels, L 8, ran 4.3, 1.9 and, in two runs on a busy machine, 0.56 and 1.03 times as fast.
   bool suits_output() const {
     const int64_t length = in_per_group * p.kernel_size;
     if (length < 4 * tile.lanes || !weights_in_order()) return false;
-    if (same_type) return p.out_length * 4 < tile.lanes;
+    if (same_type) return p.out_length <= 2 || p.out_length * 4 < tile.lanes;
     const int64_t weights = out_per_group * length * sizes.storage;
     return p.out_length * 2 <= tile.lanes || (p.out_length <= kMostColumns && weights * 2 > cache.l2);
   }
