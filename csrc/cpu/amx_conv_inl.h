@@ -143,8 +143,9 @@ class AmxConv {
       const int64_t there = of_taps ? min_of(plan_.step_taps, p_.kernel_size - tap) : view_.channels - channel;
       const int64_t count = there - half * kLanes;
       const Storage* from = weight + channel * view_.weight_channel + weight_tap(tap) + half * kLanes * stride;
-      // As many lines of a row as there are taps lie between these channels and those of the next step.
-      const int64_t ahead = kAmxDepth * view_.weight_channel + tap_step * (64 / int64_t{sizeof(Storage)});
+      // The next step's. As many lines of a row as there are taps lie between these channels and those.
+      constexpr int64_t kLine = 64 / sizeof(Storage);
+      const int64_t ahead = kAmxDepth * stride + (of_taps ? 0 : tap_step * kLine);
 #pragma GCC unroll 16
       for (int64_t row = 0; row < kAmxSide; ++row, from += view_.weight_row) {
         products[row] = row < rows ? gather(from, stride, count) : broadcast(0.0f);

@@ -182,10 +182,11 @@ struct AmxPlanner {
   }
 
   // What follows counts vector FMAs of float, in the measure of fft_plan.cpp. The figures are fitted to some 200 layers
-  // and operators on a Xeon with one thread, float32 and bfloat16; nine of ten come out within a quarter of their
-  // times. Those of weights that are packed for each
-  // panel are chosen: with them 14 layers mostly take the faster way. Guesses are the cost of sums in chunks, of a tile
-  // of rows alone, of results that lie apart, kLeastAlone and kMostClasses.
+  // and operators on a Xeon with one thread, float32 and bfloat16; nine of ten came out within a quarter of their
+  // times. (Packing has become faster since; with a third less for it six operators in bfloat16 would take a slower
+  // way.) Those of weights that are packed for each panel are chosen: with them 14 layers mostly take the faster way;
+  // that of single channels is, too, with 16 layers. Guesses are the cost of sums in chunks, of a tile of rows alone,
+  // of results that lie apart, kLeastAlone and kMostClasses.
 
   double direct(int64_t items) const {
     const bool gradient = op == Op::kBackwardWeight;

@@ -23,7 +23,9 @@ struct ColumnsPlanner : Planner {
   bool suits_output() const {
     const int64_t length = in_per_group * p.kernel_size;
     if (length < 4 * tile.lanes || !weights_in_order()) return false;
-    if (same_type) return p.out_length <= 2 || p.out_length * 4 < tile.lanes;
+    if (same_type) {  // a panel has a row for each phase of a stride
+      return p.out_length <= 2 || p.out_length * 4 < tile.lanes || (period > 4 && p.out_length * 2 <= tile.lanes);
+    }
     const int64_t weights = out_per_group * length * sizes.storage;
     return p.out_length * 2 <= tile.lanes || (p.out_length <= kMostColumns && weights * 2 > cache.l2);
   }

@@ -80,12 +80,12 @@ void run_tile(const Tile<T>& tile) {
   if constexpr (!kPacked) {
     for (int r = 0; r < kRows; ++r) a_row[r] = tile.a + tile.a_row[r];
   }
-  constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t step = 0; step < tile.steps; ++step) {
     const T* b = tile.b + tile.b_step[step];
     const int64_t a_index = kPacked ? 0 : tile.a_step[step];
     if constexpr (!kPacked) {
       // A row at a time, each once in as many steps as a line may hold.
+      constexpr int64_t kLine = 64 / sizeof(T);
       if (tile.a_ahead != 0 && step % kLine < kRows) {
         __builtin_prefetch(a_row[step % kLine] + a_index + tile.a_ahead, 0, 2);
       }
