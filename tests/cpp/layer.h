@@ -219,13 +219,7 @@ class Layer {
     args.alarms = alarms;
     const FftKernels& fft = kernels_.fft;
     const int64_t blocks = p.batch * plan.phases * plan.blocks;
-    const auto units = [&](FftPass kernel) -> Units {
-      return [&, kernel](int64_t begin, int64_t end) {
-        Fenced<char> scratch(plan.scratch_bytes, flush, 64);
-        kernel(op, p, plan, args, scratch.data(), begin, end);
-        if (!scratch.intact()) fences_intact_ = false;
-      };
-    };
+    const auto units = [&](FftPass kernel) { return pass_units(kernel, op, p, plan, args); };
     for (args.first_group = 0; args.first_group < p.groups; args.first_group += groups) {
       args.group_count = std::min(groups, p.groups - args.first_group);
       for (args.first_row = 0; args.first_row < plan.result_rows; args.first_row += plan.row_block) {
@@ -255,13 +249,7 @@ class Layer {
     Fenced<char> packed(plan.packed_bytes, flush, 64);
     Fenced<Accumulator> partial_sums(plan.partial_bytes / sizeof(Accumulator), flush);
     TiledArgs args{operands, packed.data(), partial_sums.data(), alarms};
-    const auto units = [&](auto kernel) -> Units {
-      return [&, kernel](int64_t begin, int64_t end) {
-        Fenced<char> scratch(plan.scratch_bytes, flush, 64);
-        kernel(op, problem, plan, args, scratch.data(), begin, end);
-        if (!scratch.intact()) fences_intact_ = false;
-      };
-    };
+    const auto units = [&](auto kernel) { return pass_units(kernel, op, problem, plan, args); };
     if (op == Op::kBackwardWeight) {
       const bool in_parts = plan.reduction_chunks > 1;
       if (in_parts) {
@@ -296,6 +284,15 @@ class Layer {
           make_amx_plan(Op::kBackwardInput, part.problem, kernels_.sizes, tile_, cache, Use::kWherePossible);
       run_tiled(Op::kBackwardInput, part.problem, plan, kernels_.amx, of_class, alarms, result, deal);
     }
+  }
+
+  template <class Kernel, class OfPlan, class Args>
+  Units pass_units(Kernel kernel, Op op, const Conv1dProblem& problem, const OfPlan& plan, const Args& args) {
+    return [=, this, &problem, &plan, &args](int64_t begin, int64_t end) {
+      Fenced<char> scratch(plan.scratch_bytes, flush, 64);
+      kernel(op, problem, plan, args, scratch.data(), begin, end);
+      if (!scratch.intact()) fences_intact_ = false;
+    };
   }
 
   // Each range gets scratch memory of its own, which holds NaN before.
