@@ -93,11 +93,18 @@ def test_blocks_are_balanced(in_length: int) -> None:
 
 
 def test_short_outputs_are_laid_out_as_columns() -> None:
-    shape = {"batch": 1, "in_channels": 1024, "out_channels": 1024, "kernel_size": 3}
-    assert _C.plan("conv1d", "float32", **shape, in_length=3)["algorithm"] == "columns"
-    assert _C.plan("conv1d", "float32", **shape, in_length=10)["algorithm"] == "panel"  # half a vector, for batches
-    assert _C.plan("conv1d", "bfloat16", **shape, in_length=23)["algorithm"] == "columns"  # not widened and packed
-    assert _C.plan("conv1d", "bfloat16", **shape, in_length=400)["algorithm"] == "panel"
+    def algorithm(channels: int, out_length: int, dtype: str = "float32") -> str:
+        shape = {"batch": 1, "in_channels": channels, "out_channels": channels, "kernel_size": 3}
+        return _C.plan("conv1d", dtype, **shape, in_length=out_length + 2)["algorithm"]
+
+    assert algorithm(512, 1) == "columns"
+    assert algorithm(512, 8) == "panel"  # half a vector, for batches
+    assert algorithm(1024, 8) == "columns"  # sums long enough
+    assert algorithm(1024, 16) == "panel"  # no lanes would be idle
+    assert algorithm(1024, 21) == "panel"
+    assert algorithm(2048, 21) == "columns"  # the weights exceed all caches
+    assert algorithm(1024, 21, "bfloat16") == "columns"  # not widened and packed
+    assert algorithm(1024, 398, "bfloat16") == "panel"
 
 
 def test_items_side_by_side_share_the_zeros_between_them() -> None:

@@ -45,6 +45,18 @@ void fill_columns(
     const Storage* row =
         static_cast<const Storage*>(input) + n * problem.input.batch + (first + ic0) * problem.input.channel;
     Column* dst = columns + (q - q0) * pitch;
+    if constexpr (sizeof(Column) == sizeof(Acc<Storage>)) {
+      // A vector for each channel, whose zeros behind the taps are the padding and overwritten by the next channel.
+      if (step == 1 && taps <= kLanes && (problem.padding_mode == PaddingMode::kZeros || end - begin == taps)) {
+        const int64_t count = end - begin;
+        row += position(begin) * problem.input.position;
+        for (int64_t ic = ic0; ic < ic1; ++ic, row += problem.input.channel, dst += taps) {
+          if (begin > 0) store(dst, broadcast(Column{0}));
+          store(dst + begin, load_partial(row, count));
+        }
+        continue;
+      }
+    }
     for (int64_t ic = ic0; ic < ic1; ++ic, row += problem.input.channel, dst += taps) {
       const auto fill_edge = [&](int64_t k0, int64_t k1) {
         for (int64_t k = k0; k < k1; ++k) {
@@ -57,11 +69,7 @@ void fill_columns(
       const Storage* src = row + position(begin) * problem.input.position;
       const int64_t count = end - begin;
       if constexpr (sizeof(Column) == sizeof(Acc<Storage>)) {
-        if (step == 1 && count <= kLanes) {
-          store_partial(dst + begin, load_partial(src, count), count);
-        } else {
-          copy_row(src, step, count, dst + begin);
-        }
+        copy_row(src, step, count, dst + begin);
       } else {
         for (int64_t k = 0; k < count; ++k) dst[begin + k] = as_column<Column>(src[k * step]);
       }
@@ -81,7 +89,6 @@ struct ForwardColumns {
   const int64_t out_per_group = problem.out_channels / problem.groups;
   Column* columns;
   T *results, *vector_sums;
-  const int64_t pitch = round_up(plan.position_block, kLanes);  // of results
   int64_t column[kMostColumns], weight_row[kDotRows];
 
   // Columns [q0, q1), which are numbered n * out_length + t, of a group, and output channels [oc0, oc1) of all.
@@ -109,7 +116,8 @@ struct ForwardColumns {
     const int64_t length = (ic1 - ic0) * problem.kernel_size, rows = oc1 - oc0;
     const Storage* weight =
         static_cast<const Storage*>(args.weight) + oc0 * problem.weight.out_channel + ic0 * problem.weight.in_channel;
-    for (int64_t i = 0; i < rows * pitch * kLanes; ++i) vector_sums[i] = 0;
+    const int64_t pitch = plan.position_block, count = rows * pitch;
+    for (int64_t i = 0; i < count; ++i) store(vector_sums + i * kLanes, broadcast(T{0}));
     for (int64_t i = 0; i < length; i += kDotPiece) {
       const int64_t end = min_of(i + kDotPiece, length);
       const int64_t next = end < length ? kDotPiece : rows * problem.weight.out_channel - i;
@@ -117,14 +125,20 @@ struct ForwardColumns {
           Dots<Storage, Column>{weight + i, weight_row, columns + i, column, end - i, vector_sums, pitch, next}, rows,
           column_count);
     }
-    for (int64_t i = 0; i < rows * pitch; i += kLanes) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
       store(sums + i, add(load(sums + i), sum_each<kLanes>(vector_sums + i * kLanes)));
     }
+    if (i < count) {  // behind the sums of these rows may be anything
+      const Vec<T> after = add(load_partial(sums + i, count - i), sum_each<kLanes>(vector_sums + i * kLanes));
+      store_partial(sums + i, after, count - i);
+    }
   }
+
   static constexpr int64_t kDotPiece = 4096 / sizeof(Storage);
 
   void compute(const Block& block) {
-    const int64_t count = block.q1 - block.q0;
+    const int64_t count = block.q1 - block.q0, pitch = plan.position_block;
     for (int64_t oc = block.oc0; oc < block.oc1; ++oc) {
       const T bias = args.bias == nullptr ? T{0} : widen(static_cast<const Storage*>(args.bias)[oc]);
       for (int64_t q = 0; q < pitch; ++q) results[(oc - block.oc0) * pitch + q] = bias;

@@ -17,7 +17,8 @@ struct Dots {
   int64_t length;
   T* c;  // kVectorSums: each element is a vector, whose lanes are to be added at last
   int64_t c_row;
-  int64_t ahead;  // elements from a to what is read next, or 0
+  int64_t ahead = 0;  // elements from a to what is read next, of which rows [ahead_begin, ahead_end) are fetched; or 0
+  int64_t ahead_begin = 0, ahead_end = 0;
 };
 
 // A vector of elements, or of pairs of them; partial: of the first n elements, and zeros.
@@ -86,8 +87,9 @@ void run_dot_tile(const Dots<A, B>& dots) {
       const int64_t at = i + chain * kStep;
       step(chain, [&](const auto* p) __attribute__((always_inline)) { return load_products<kProducts>(p + at); });
       if (dots.ahead == 0) continue;
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) __builtin_prefetch(dots.a + dots.a_row[r] + at + dots.ahead, 0, 2);
+      for (int64_t r = dots.ahead_begin; r < dots.ahead_end; ++r) {
+        __builtin_prefetch(dots.a + dots.a_row[r] + at + dots.ahead, 0, 2);
+      }
     }
   }
   for (; i + kStep <= dots.length; i += kStep) {
@@ -115,23 +117,28 @@ void run_dot_tile(const Dots<A, B>& dots) {
 }
 
 template <bool kVectorSums, int kRows, int kColumns, class A, class B>
-void run_dot_columns(Dots<A, B> dots, int64_t columns) {
+void run_dot_columns(const Dots<A, B>& dots, int64_t columns) {
   if constexpr (kColumns > 0) {
-    for (; columns >= kColumns; columns -= kColumns) {
-      run_dot_tile<kVectorSums, kRows, kColumns>(dots);
-      dots.b_column += kColumns;
-      dots.c += kColumns * (kVectorSums ? Vec<Acc<B>>::kLanes : 1);
-      dots.ahead = 0;
-    }
+    if (columns == kColumns) return run_dot_tile<kVectorSums, kRows, kColumns>(dots);
     run_dot_columns<kVectorSums, kRows, kColumns - 1>(dots, columns);
   }
 }
 
+// All columns of so many rows, in tiles of nearly equal width, of which each fetches some rows of what is read next.
 template <bool kVectorSums, int kRows = kDotRows, class A, class B>
-void run_dot_rows(const Dots<A, B>& dots, int64_t rows, int64_t columns) {
+void run_dot_rows(Dots<A, B> dots, int64_t rows, int64_t columns) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return run_dot_columns<kVectorSums, kRows, kDotColumns>(dots, columns);
-    run_dot_rows<kVectorSums, kRows - 1>(dots, rows, columns);
+    if (rows < kRows) return run_dot_rows<kVectorSums, kRows - 1>(dots, rows, columns);
+    const Dots<A, B> first = dots;
+    const int64_t tiles = ceil_div(columns, kDotColumns);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t begin = part_begin(columns, tiles, i), end = part_begin(columns, tiles, i + 1);
+      dots.b_column = first.b_column + begin;
+      dots.c = first.c + begin * (kVectorSums ? Vec<Acc<B>>::kLanes : 1);
+      dots.ahead_begin = part_begin(rows, tiles, i);
+      dots.ahead_end = part_begin(rows, tiles, i + 1);
+      run_dot_columns<kVectorSums, kRows, kDotColumns>(dots, end - begin);
+    }
   }
 }
 

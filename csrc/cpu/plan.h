@@ -97,7 +97,7 @@ constexpr int64_t kMostPhases = 7;
 
 // Columns of outputs side by side, at most, and output channels in a work unit of theirs: a multiple of the rows of all
 // tiles of dot products.
-constexpr int64_t kMostColumns = 24, kColumnRows = 12;
+constexpr int64_t kMostColumns = 48, kColumnRows = 12;
 
 // Input channels in a work unit of the input gradient by columns: whole cache lines of weights of every type.
 constexpr int64_t kColumnChannels = 32;

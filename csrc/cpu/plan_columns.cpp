@@ -14,21 +14,33 @@ constexpr int64_t kColumnsPart = 64;
 constexpr int64_t kMostGradColumns = 192;
 
 struct ColumnsPlanner : Planner {
-  // Outputs that fill little of a vector; of other types than are computed with, whose weights the panel would convert
-  // for a single use at batch 1, up to a block of columns. The price is paid by large batches, which the choice must
-  // not depend on. Of 256->256 channels, k 3, on a Xeon of wide cores, batches of 1 and 16 run 1.4 and 0.88 times as
-  // fast as by panels with L 2, 1.3 and 0.84 times with L 4, 1.1 and 0.76 times with L 8; with AVX2 alone, batches of 1
-  // and 32, 1.2 and 1.3 times with L 2, 1.1 and 0.9 times with L 4. In bfloat16, batches of 1, 4 and 64 of 512
-  // channels, L 8, ran 4.3, 1.9 and, in two runs on a busy machine, 0.56 and 1.03 times as fast.
+  // Outputs that leave lanes idle; of other types than are computed with, whose weights the panel would convert for a
+  // single use at batch 1, up to kMostShortOutput. The price is paid by large batches, which the choice must not depend
+  // on. Of float32 on a Xeon of wide cores, batches of 1 and 16 of 256->256 channels, k 3, run 1.4 and 0.88 times as
+  // fast as by panels with L 2, 1.3 and 0.84 times with L 4; with AVX2 alone, batches of 1 and 32, 1.2 and 1.3 times
+  // with L 2, 1.1 and 0.9 times with L 4. In bfloat16, batches of 1, 4 and 64 of 512 channels, L 8, ran 4.3, 1.9 and,
+  // in two runs on a busy machine, 0.56 and 1.03 times as fast.
   bool suits_output() const {
-    const int64_t length = in_per_group * p.kernel_size;
+    const int64_t length = in_per_group * p.kernel_size, weight_bytes = out_per_group * length * sizes.storage;
     if (length < 4 * tile.lanes || !weights_in_order()) return false;
     if (same_type) {  // a panel has a row for each phase of a stride
-      return p.out_length <= 2 || p.out_length * 4 < tile.lanes || (period > 4 && p.out_length * 2 <= tile.lanes);
+      return p.out_length <= 2 || p.out_length * 4 < tile.lanes || (period > 4 && p.out_length * 2 <= tile.lanes) ||
+             has_long_sums(length, weight_bytes);
     }
-    const int64_t weights = out_per_group * length * sizes.storage;
-    return p.out_length * 2 <= tile.lanes || (p.out_length <= kMostColumns && weights * 2 > cache.l2);
+    return p.out_length * 2 <= tile.lanes || (p.out_length <= kMostShortOutput && weight_bytes * 2 > cache.l2);
   }
+
+  // Sums that are worth adding up the lanes of, where the panel leaves a quarter of its lanes idle; of more than a
+  // vector where it has 16 lanes and the weights exceed all caches. Of float32 on a Xeon of wide cores, batches of 1 and
+  // 16 of 1024->1024 channels, k 3, run 1.3 and 1.1 times as fast as by panels with L 8, 1.2 and 0.94 times with L 12,
+  // but 0.95 times both with L 16, and 1.1 and 0.81 times with L 21; of 2048->4096 channels, k 3, L 21, 1.1 and 0.93
+  // times (float64, 1024->1024, L 12: 0.76 and 0.97); of 512->512 channels, k 3, L 8, 1.2 and 0.82 times.
+  bool has_long_sums(int64_t length, int64_t weight_bytes) const {
+    if (length * sizes.storage < kLongSumBytes) return false;
+    if (p.out_length <= tile.lanes) return p.out_length * 4 <= tile.lanes * 3;
+    return tile.lanes >= 16 && p.out_length <= kMostShortOutput && weight_bytes >= kManyWeightBytes;
+  }
+  static constexpr int64_t kMostShortOutput = 24, kLongSumBytes = 12 << 10, kManyWeightBytes = 24 << 20;
 
   Plan forward() const {
     Plan plan{};
@@ -43,12 +55,12 @@ struct ColumnsPlanner : Planner {
     plan.channel_block = std::min(in_per_group, balanced_block(in_per_group, column / p.kernel_size, 1));
     plan.tap_block = p.kernel_size;
     plan.panel_width = row_width(ceil_div(plan.channel_block * p.kernel_size, sizes.pair)) * sizes.pair;
-    plan.panel_elements = plan.position_block * plan.panel_width / sizes.pair;
+    plan.panel_elements = plan.position_block * plan.panel_width / sizes.pair + tile.lanes;
     plan.out_tiles = plan.pass_tiles = ceil_div(out_per_group, kColumnRows);
-    plan.out_block = std::min(out_per_group, 96 * kColumnRows);
-    const int64_t pitch = round_up(plan.position_block, tile.lanes);
-    plan.result_elements = plan.out_block * pitch;
-    plan.weight_elements = kColumnRows * pitch * tile.lanes;
+    const int64_t rows = panel_budget / 4 / plan.position_block / kColumnRows * kColumnRows;
+    plan.out_block = std::min(out_per_group, std::max(rows, kColumnRows));
+    plan.result_elements = plan.out_block * plan.position_block;
+    plan.weight_elements = round_up(kColumnRows * plan.position_block, tile.lanes) * tile.lanes;
     plan.units = p.groups * plan.position_blocks * plan.out_tiles;
     finish(plan, 0);
     return plan;
@@ -105,7 +117,7 @@ struct ColumnsPlanner : Planner {
     plan.channel_block = balanced_block(in_per_group, width / p.kernel_size, 1);
     plan.tap_block = p.kernel_size;
     plan.panel_width = row_width(plan.channel_block * p.kernel_size + tile.lanes);
-    plan.panel_elements = positions * plan.panel_width;
+    plan.panel_elements = positions * plan.panel_width + tile.lanes;
     plan.direct = plain_store;
     plan.weight_elements = positions * tile.rows;
     plan.result_elements = plan.direct ? 0 : tile.rows * plan.panel_width;
