@@ -131,6 +131,7 @@ def test_input_gradients_of_few_positions_are_laid_out_as_columns() -> None:
     assert algorithm(2048, 300, stride=2) == "columns"  # 149 outputs
     assert algorithm(64, 320) == "panel"
     assert algorithm(64, 66) == "panel"  # 64 outputs: four vectors
+    assert algorithm(256, 66) == "columns"  # more weights, which a panel would pack for few uses
     assert algorithm(64, 66, "bfloat16") == "columns"  # no weights are widened for a single use
     assert algorithm(32, 21) == "panel"  # adding up the columns would take too long
 
@@ -139,6 +140,16 @@ def test_weight_gradients_of_few_positions_are_computed_in_their_own_order() -> 
     shape = {"in_channels": 512, "out_channels": 1024, "kernel_size": 3, "in_length": 20, "padding_left": 2}
     algorithms = [_C.plan("conv1d_backward_weight", "float32", batch=n, **shape)["algorithm"] for n in (1, 4, 16)]
     assert algorithms == ["columns", "columns", "panel"]
+
+    def of_64_channels(positions: int, **geometry: int) -> str:
+        shape = {"batch": 1, "in_channels": 64, "out_channels": 64, "kernel_size": 3, "in_length": positions + 2}
+        return _C.plan("conv1d_backward_weight", "float32", **shape | geometry)["algorithm"]
+
+    assert of_64_channels(64) == "columns"
+    assert of_64_channels(65) == "panel"  # too few output channels to lay out columns for
+    assert of_64_channels(60, dilation=2) == "panel"  # element by element
+    assert of_64_channels(60, kernel_size=1) == "panel"
+    assert of_64_channels(6, kernel_size=1) == "columns"
 
 
 def test_order_of_sums_of_columns_does_not_depend_on_the_batch() -> None:

@@ -31,10 +31,10 @@ struct ColumnsPlanner : Planner {
   }
 
   // Sums that are worth adding up the lanes of, where the panel leaves a quarter of its lanes idle; of more than a
-  // vector where it has 16 lanes and the weights exceed all caches. Of float32 on a Xeon of wide cores, batches of 1 and
-  // 16 of 1024->1024 channels, k 3, run 1.3 and 1.1 times as fast as by panels with L 8, 1.2 and 0.94 times with L 12,
-  // but 0.95 times both with L 16, and 1.1 and 0.81 times with L 21; of 2048->4096 channels, k 3, L 21, 1.1 and 0.93
-  // times (float64, 1024->1024, L 12: 0.76 and 0.97); of 512->512 channels, k 3, L 8, 1.2 and 0.82 times.
+  // vector where it has 16 lanes and the weights exceed all caches. Of float32 on a Xeon of wide cores, batches of 1
+  // and 16 of 1024->1024 channels, k 3, run 1.3 and 1.1 times as fast as by panels with L 8, 1.2 and 0.94 times with L
+  // 12, but 0.95 times both with L 16, and 1.1 and 0.81 times with L 21; of 2048->4096 channels, k 3, L 21, 1.1 and
+  // 0.93 times (float64, 1024->1024, L 12: 0.76 and 0.97); of 512->512 channels, k 3, L 8, 1.2 and 0.82 times.
   bool has_long_sums(int64_t length, int64_t weight_bytes) const {
     if (length * sizes.storage < kLongSumBytes) return false;
     if (p.out_length <= tile.lanes) return p.out_length * 4 <= tile.lanes * 3;
@@ -72,9 +72,14 @@ struct ColumnsPlanner : Planner {
     // Adding up the columns takes as long as 16 output channels or so: with 8, 16, 32 and 64 of them, 512 input
     // channels, k 3, L 20, batch 16, this ran 0.15, 0.68, 0.79 and 1.0 times as fast as the panel.
     if (!fits || !weights_in_order() || pads_with_input() || out_per_group < 64) return false;
-    // The panel is as fast where it can pack weights of the same type that stay in the cache, and wastes few lanes.
-    const bool many_weights = out_per_group * in_per_group * p.kernel_size * sizes.storage > cache.l2;
-    return !same_type || many_weights || p.out_length * 10 < round_up(p.out_length, tile.lanes) * 9;
+    // The panel is as fast where it wastes few lanes, and packs few weights or uses them often. Of float32 on a Xeon of
+    // wide cores, batches of 1 and 16, this ran 1.6 and 1.2 times as fast with 256->256 channels, k 3, L 16, 1.2 and
+    // 1.06 times with L 64, 1.2 and 0.93 times with L 128; with 512->512, k 1, 1.3 and 1.0 times with L 96; with
+    // 64->64, k 3, in a batch of 16, 0.98 times with L 32, 0.91 times with L 64.
+    const int64_t weight_bytes = out_per_group * in_per_group * p.kernel_size * sizes.storage;
+    const bool rarely_used = p.out_length <= 64 && weight_bytes >= 128 << 10;
+    const bool idle_lanes = p.out_length * 10 < round_up(p.out_length, tile.lanes) * 9;
+    return !same_type || idle_lanes || rarely_used || weight_bytes * 2 >= cache.l2;
   }
 
   Plan backward_input() const {
@@ -101,12 +106,17 @@ struct ColumnsPlanner : Planner {
   }
 
   bool suits_grad_weight() const {
-    // Laying out a column costs what it saves where it serves 8 output channels: that many are transposed in its place.
-    // (512->512, k 3: 1.2, 0.98 and 0.95 times as fast as the panel with 50, 100 and 200 positions.)
+    // Laying out a column costs what it saves where it serves so many output channels: those are transposed in its
+    // place. 8 where it is done element by element (512->512, k 3: 1.2, 0.98 and 0.95 times as fast as the panel with
+    // 50, 100 and 200 positions); 1 where the taps of a channel lie side by side: then float32 on a Xeon of wide cores
+    // ran 1.2, 1.1 and 1.08 times as fast with 256->256 channels, k 3, and 64, 128 and 192 positions (0.9 times with
+    // 500), 1.5 and 1.0 times with 64->64 channels and 16 and 64 positions (0.93 times with 192).
     const int64_t positions = p.batch * p.out_length;
-    return positions <= kMostGradColumns && positions * 8 <= out_per_group && weights_in_order() &&
+    const int64_t served = p.kernel_size > 1 && p.dilation * p.input.position == 1 ? 1 : 8;
+    return positions <= kMostWeightColumns && positions * served <= out_per_group && weights_in_order() &&
            in_per_group * p.kernel_size >= 4 * tile.lanes && positions * p.kernel_size <= panel_budget;
   }
+  static constexpr int64_t kMostWeightColumns = 256;
 
   Plan backward_weight() const {
     Plan plan{};
