@@ -142,13 +142,13 @@ class AmxConv {
     const bool of_taps = view_.channels == 1;
     const int64_t stride = of_taps ? weight_tap(1) - weight_tap(0) : view_.weight_channel;
     const bool along_rows = view_.weight_row < max_of(stride, -stride);  // those are closer together
+    // The next step's are fetched. As many lines of a row as there are taps lie between these channels and those.
+    constexpr int64_t kLine = 64 / sizeof(Storage);
     if ((plan_.step_taps == 1 || of_taps) && !along_rows) {
       const int64_t channel = channel_step * kAmxDepth, tap = tap_step * plan_.step_taps;
       const int64_t there = of_taps ? min_of(plan_.step_taps, p_.kernel_size - tap) : view_.channels - channel;
       const int64_t count = there - half * kLanes;
       const Storage* from = weight + channel * view_.weight_channel + weight_tap(tap) + half * kLanes * stride;
-      // The next step's. As many lines of a row as there are taps lie between these channels and those.
-      constexpr int64_t kLine = 64 / sizeof(Storage);
       const int64_t ahead = kAmxDepth * stride + (of_taps ? 0 : tap_step * kLine);
 #pragma GCC unroll 16
       for (int64_t row = 0; row < kAmxSide; ++row, from += view_.weight_row) {
@@ -162,9 +162,9 @@ class AmxConv {
       const Product product = product_at(channel_step, half * kAmxSide + i);
       const int64_t tap = tap_step * plan_.step_taps + product.tap;
       const bool there = product.channel >= 0 && tap < p_.kernel_size;
-      products[i] =
-          there ? gather(weight + product.channel * view_.weight_channel + weight_tap(tap), view_.weight_row, rows)
-                : broadcast(0.0f);
+      const Storage* from = weight + product.channel * view_.weight_channel;
+      products[i] = there ? gather(from + weight_tap(tap), view_.weight_row, rows) : broadcast(0.0f);
+      __builtin_prefetch(from + kAmxDepth * view_.weight_channel + tap_step * kLine);
     }
   }
 
