@@ -16,14 +16,15 @@ template <class Storage>
 class AmxConv {
   static constexpr int kPieces = kAmxPieces<Storage>;
   static constexpr int64_t kPiece = 2 * kAmxTile, kStep = kPieces * kPiece, kLanes = F32::kLanes;
+  static constexpr int64_t kLine = 64 / sizeof(Storage);
   // Elements from one position to the next whose multiples gather instructions can count; no layer comes near.
   static constexpr int64_t kMostGathered = 1 << 16;
   // ... up to which 16-bit elements, which they don't know, are all read and permuted. (With 16, 256->512 channels, k
   // 16, ran at 386 GFLOP/s instead of 509.)
   static constexpr int64_t kMostPermuted = 8;
   // Steps of the channels from which on rows of the panel are so short, and with 32 streams so many, that prefetchers
-  // don't follow: those of the next step are fetched with these. (257->80 channels, k 1: 5 % faster; with 3 steps, of
-  // 96->96 channels, 22 % slower.)
+  // don't follow: those of the next step are fetched with these, floats a tile at a time, others a row. (257->80
+  // channels, k 1: 5 % faster, rows at a time 6 % slower; with 3 steps, of 96->96 channels, 22 % slower.)
   static constexpr int64_t kManySteps = 6;
 
  public:
@@ -143,7 +144,6 @@ class AmxConv {
     const int64_t stride = of_taps ? weight_tap(1) - weight_tap(0) : view_.weight_channel;
     const bool along_rows = view_.weight_row < max_of(stride, -stride);  // those are closer together
     // The next step's are fetched. As many lines of a row as there are taps lie between these channels and those.
-    constexpr int64_t kLine = 64 / sizeof(Storage);
     if ((plan_.step_taps == 1 || of_taps) && !along_rows) {
       const int64_t channel = channel_step * kAmxDepth, tap = tap_step * plan_.step_taps;
       const int64_t there = of_taps ? min_of(plan_.step_taps, p_.kernel_size - tap) : view_.channels - channel;
@@ -241,10 +241,9 @@ class AmxConv {
           if (product.tap >= p_.kernel_size) product.channel = -1;
           rows[i] = source_positions(block, n, product, count, rows_ + i * (plan_.panel_width + kLanes));
         }
-        const bool in_order = kPieces > 1 && rows[0].stride == 1;
-        const bool fetches_next = in_order && plan_.chunk_steps >= kManySteps && step + 1 < plan_.channel_steps;
+        const bool fetches = kPieces > 1 && fetches_next_ && rows[0].stride == 1 && step + 1 < plan_.channel_steps;
         for (int64_t i = 0; i < width; i += kAmxSide) {
-          for (int64_t k = 0; k < kAmxDepth && fetches_next; ++k) {
+          for (int64_t k = 0; k < kAmxDepth && fetches; ++k) {
             __builtin_prefetch(rows[k].data + i + kAmxDepth * view_.source.channel, 0, 2);
           }
           fill_tile(rows, i, count - i, to + i * kAmxDepth, &largest);
@@ -322,13 +321,17 @@ class AmxConv {
     const int64_t step = view_.reversed ? 1 : p_.stride;
     const int64_t start = block.t0 * step + product.tap * p_.dilation - view_.left;
     const Row<Storage> row = source_row(block, n, product.channel);
+    const int64_t stride = step * row.position_stride;
     if constexpr (kPieces == 3) {
-      const int64_t stride = step * row.position_stride;
       if (start >= 0 && start + (count - 1) * step < row.length && stride <= kMostGathered) {
         return {row.data + start * row.position_stride, stride};
       }
     }
     const int64_t defined = max_of(0, min_of(count, ceil_div(view_.end - start, step)));
+    if (kPieces == 1 && fetches_next_ && product.tap == 0 && stride < kLine) {
+      const Storage* next = row.data + start * row.position_stride + kAmxDepth * view_.source.channel;
+      for (int64_t i = 0; i < count * stride; i += kLine) __builtin_prefetch(next + i, 0, 2);
+    }
     pack_row<Storage>(row, start, step, defined, count, memory);
     return {memory, 1};
   }
@@ -442,6 +445,7 @@ class AmxConv {
   const AmxPlan& plan_;
   const TiledArgs& args_;
   const ForwardView view_;
+  const bool fetches_next_ = plan_.chunk_steps >= kManySteps;  // rows of the panel
   uint16_t *panel_, *tile_weights_;
   float *rows_, *sums_[2], *chunk_sums_;  // sums_: in turn
   int64_t* a_step_;
