@@ -186,7 +186,7 @@ struct AmxPlanner {
   // times. (Packing has become faster since; with a third less for it six operators in bfloat16 would take a slower
   // way.) Those of weights that are packed for each panel are chosen: with them 14 layers mostly take the faster way;
   // that of single channels is, too, with 16 layers; that of direct weight gradients of floats, of 1.5 instead of the
-  // fitted 1.15, and kLeastOfBoth, too: of 27 operators, short ones mostly, that take another way by these, 22 became
+  // fitted 1.15, and kLeastOfBoth, too: of 29 operators, short ones mostly, that take another way by these, 22 became
   // faster, 1.2 times in the mean (deepsea's 4->320 channels, k 8, 0.8 times). Guesses are the cost of sums in chunks,
   // of a tile of rows alone, of results that lie apart, kLeastAlone and kMostClasses.
 
