@@ -285,29 +285,68 @@ class AmxWeightGradient {
     }
   }
 
+  // How 16 channels of each tap become the weights of 16 channels in their order: lane l of vector v is that of channel
+  // (16 v + l) / taps and tap (16 v + l) % taps.
+  struct Order {
+    static constexpr int64_t kMostTaps = 16;  // as many permutations as elements
+    __m512i channel[kMostTaps];
+    __mmask16 is_of_tap[kMostTaps][kMostTaps];
+
+    explicit Order(int64_t taps) {
+      for (int64_t v = 0; v < taps; ++v) {
+        int32_t channels[kLanes];
+        for (int64_t tap = 0; tap < taps; ++tap) is_of_tap[v][tap] = 0;
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          channels[lane] = int32_t((v * kLanes + lane) / taps);
+          is_of_tap[v][(v * kLanes + lane) % taps] |= __mmask16(1 << lane);
+        }
+        channel[v] = _mm512_loadu_si512(channels);
+      }
+    }
+  };
+
   template <class To>
   void store_results(const Block& block, const WeightStrides& strides, To* results) const {
+    const int64_t taps = p_.kernel_size;
+    const bool in_order = strides.tap == 1 && strides.in_channel == taps && taps > 1 && taps <= Order::kMostTaps;
+    const Order order(in_order ? taps : 0);
     F32 seen = broadcast(0.0f);  // 0 times each
     const float* sums = sums_;
     for (int64_t out = 0; out < block.out_count; out += kAmxRows) {
-      for (int64_t in = 0; in < block.in_count; in += kAmxRows) {
-        for (int64_t tap = 0; tap < p_.kernel_size; ++tap, sums += kSums) {
-          for (int64_t tile = 0; tile < 4; ++tile) {
-            const int64_t o = out + tile / 2 * kAmxSide, i = in + tile % 2 * kAmxSide;
-            const int64_t in_count = min_of(kAmxSide, block.in_count - i), outs = min_of(kAmxSide, block.out_count - o);
-            if (in_count <= 0 || outs <= 0) continue;
-            const float* from = sums + tile / 2 * kAmxSide * kAmxRows + tile % 2 * kAmxSide;
-            To* to = results + o * strides.out_channel + i * strides.in_channel + tap * strides.tap;
-            for (int64_t k = 0; k < outs; ++k, from += kAmxRows, to += strides.out_channel) {
-              const F32 row = in_count == kLanes ? load(from) : load_partial(from, in_count);
+      for (int64_t in = 0; in < block.in_count; in += kAmxRows, sums += taps * kSums) {
+        for (int64_t tile = 0; tile < 4; ++tile) {
+          const int64_t o = out + tile / 2 * kAmxSide, i = in + tile % 2 * kAmxSide;
+          const int64_t in_count = min_of(kAmxSide, block.in_count - i), outs = min_of(kAmxSide, block.out_count - o);
+          if (in_count <= 0 || outs <= 0) continue;
+          const float* from = sums + tile / 2 * kAmxSide * kAmxRows + tile % 2 * kAmxSide;
+          To* to = results + o * strides.out_channel + i * strides.in_channel;
+          for (int64_t k = 0; k < outs; ++k, from += kAmxRows, to += strides.out_channel) {
+            for (int64_t tap = 0; tap < taps; ++tap) {
+              const float* sum_of_tap = from + tap * kSums;
+              const F32 row = in_count == kLanes ? load(sum_of_tap) : load_partial(sum_of_tap, in_count);
               seen = fma(broadcast(0.0f), row, seen);
-              scatter(row, in_count, to, strides.in_channel);
+              if (!in_order) scatter(row, in_count, to + tap * strides.tap, strides.in_channel);
             }
+            if (in_order) store_in_order(order, from, in_count, to);
           }
         }
       }
     }
     if (sum(seen) != 0) raise_alarm();  // not a number is not 0
+  }
+
+  template <class To>
+  void store_in_order(const Order& order, const float* from, int64_t in_count, To* to) const {
+    const int64_t taps = p_.kernel_size, count = in_count * taps;
+    for (int64_t v = 0; v * kLanes < count; ++v) {
+      F32 x = broadcast(0.0f);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const F32 row = load(from + tap * kSums);
+        x.v = _mm512_mask_permutexvar_ps(x.v, order.is_of_tap[v][tap], order.channel[v], row.v);
+      }
+      const int64_t left = count - v * kLanes;
+      left >= kLanes ? store(to + v * kLanes, x) : store_partial(to + v * kLanes, x, left);
+    }
   }
 
   template <class To>
