@@ -320,14 +320,14 @@ class AmxWeightGradient {
           if (in_count <= 0 || outs <= 0) continue;
           const float* from = sums + tile / 2 * kAmxSide * kAmxRows + tile % 2 * kAmxSide;
           To* to = results + o * strides.out_channel + i * strides.in_channel;
-          for (int64_t k = 0; k < outs; ++k, from += kAmxRows, to += strides.out_channel) {
-            for (int64_t tap = 0; tap < taps; ++tap) {
-              const float* sum_of_tap = from + tap * kSums;
-              const F32 row = in_count == kLanes ? load(sum_of_tap) : load_partial(sum_of_tap, in_count);
-              seen = fma(broadcast(0.0f), row, seen);
-              if (!in_order) scatter(row, in_count, to + tap * strides.tap, strides.in_channel);
+          for (int64_t k = 0; k < outs && in_order; ++k) {
+            store_in_order(order, from + k * kAmxRows, in_count, to + k * strides.out_channel, &seen);
+          }
+          for (int64_t tap = 0; tap < taps && !in_order; ++tap) {
+            for (int64_t k = 0; k < outs; ++k) {
+              const F32 row = load_row(from + tap * kSums + k * kAmxRows, in_count, &seen);
+              scatter(row, in_count, to + tap * strides.tap + k * strides.out_channel, strides.in_channel);
             }
-            if (in_order) store_in_order(order, from, in_count, to);
           }
         }
       }
@@ -335,14 +335,22 @@ class AmxWeightGradient {
     if (sum(seen) != 0) raise_alarm();  // not a number is not 0
   }
 
+  // Also adds 0 times the row to `seen`.
+  static F32 load_row(const float* from, int64_t count, F32* seen) {
+    const F32 row = count == kLanes ? load(from) : load_partial(from, count);
+    *seen = fma(broadcast(0.0f), row, *seen);
+    return row;
+  }
+
   template <class To>
-  void store_in_order(const Order& order, const float* from, int64_t in_count, To* to) const {
+  void store_in_order(const Order& order, const float* from, int64_t in_count, To* to, F32* seen) const {
     const int64_t taps = p_.kernel_size, count = in_count * taps;
+    F32 rows[Order::kMostTaps];
+    for (int64_t tap = 0; tap < taps; ++tap) rows[tap] = load_row(from + tap * kSums, in_count, seen);
     for (int64_t v = 0; v * kLanes < count; ++v) {
       F32 x = broadcast(0.0f);
       for (int64_t tap = 0; tap < taps; ++tap) {
-        const F32 row = load(from + tap * kSums);
-        x.v = _mm512_mask_permutexvar_ps(x.v, order.is_of_tap[v][tap], order.channel[v], row.v);
+        x.v = _mm512_mask_permutexvar_ps(x.v, order.is_of_tap[v][tap], order.channel[v], rows[tap].v);
       }
       const int64_t left = count - v * kLanes;
       left >= kLanes ? store(to + v * kLanes, x) : store_partial(to + v * kLanes, x, left);
