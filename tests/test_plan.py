@@ -102,7 +102,7 @@ def test_short_outputs_are_laid_out_as_columns() -> None:
     assert algorithm(1024, 8) == "columns"  # sums long enough
     assert algorithm(1024, 16) == "panel"  # no lanes would be idle
     assert algorithm(1024, 21) == "panel"
-    assert algorithm(2048, 21) == "columns"  # the weights exceed all caches
+    assert algorithm(2048, 21) == "columns"  # the weights come from memory
     assert algorithm(1024, 21, "bfloat16") == "columns"  # not widened and packed
     assert algorithm(1024, 398, "bfloat16") == "panel"
 

@@ -288,7 +288,9 @@ class AmxWeightGradient {
   // How 16 channels of each tap become the weights of 16 channels in their order: lane l of vector v is that of channel
   // (16 v + l) / taps and tap (16 v + l) % taps.
   struct Order {
-    static constexpr int64_t kMostTaps = 16;  // as many permutations as elements
+    // As many permutations as elements. (128->128 channels, k 16: 1.2 times as fast as by elements, bfloat16 1.5
+    // times.)
+    static constexpr int64_t kMostTaps = 16;
     __m512i channel[kMostTaps];
     __mmask16 is_of_tap[kMostTaps][kMostTaps];
 
@@ -320,10 +322,13 @@ class AmxWeightGradient {
           if (in_count <= 0 || outs <= 0) continue;
           const float* from = sums + tile / 2 * kAmxSide * kAmxRows + tile % 2 * kAmxSide;
           To* to = results + o * strides.out_channel + i * strides.in_channel;
-          for (int64_t k = 0; k < outs && in_order; ++k) {
-            store_in_order(order, from + k * kAmxRows, in_count, to + k * strides.out_channel, &seen);
+          if (in_order) {
+            for (int64_t k = 0; k < outs; ++k) {
+              store_in_order(order, from + k * kAmxRows, in_count, to + k * strides.out_channel, &seen);
+            }
+            continue;
           }
-          for (int64_t tap = 0; tap < taps && !in_order; ++tap) {
+          for (int64_t tap = 0; tap < taps; ++tap) {
             for (int64_t k = 0; k < outs; ++k) {
               const F32 row = load_row(from + tap * kSums + k * kAmxRows, in_count, &seen);
               scatter(row, in_count, to + tap * strides.tap + k * strides.out_channel, strides.in_channel);

@@ -13,7 +13,17 @@ constexpr int64_t kColumnsPart = 64;
 // 160 (512->512, k 5), but a single item 1.3 times at 128, too.
 constexpr int64_t kMostGradColumns = 192;
 
+// For suits_output: positions beyond which outputs fill vectors well enough; bytes of a sum that is worth adding up its
+// lanes; bytes of weights that come from memory in most calls (13 MB were found too few, 48 MB enough).
+constexpr int64_t kMostShortOutput = 24, kLongSumBytes = 12 << 10, kManyWeightBytes = 24 << 20;
+
+// Positions of the whole batch that weight gradients are computed of as columns, at most.
+constexpr int64_t kMostWeightColumns = 256;
+
 struct ColumnsPlanner : Planner {
+  const int64_t sum_length = in_per_group * p.kernel_size;
+  const int64_t weight_bytes = out_per_group * sum_length * sizes.storage;  // of a group
+
   // Outputs that leave lanes idle; of other types than are computed with, whose weights the panel would convert for a
   // single use at batch 1, up to kMostShortOutput. The price is paid by large batches, which the choice must not depend
   // on. Of float32 on a Xeon of wide cores, batches of 1 and 16 of 256->256 channels, k 3, run 1.4 and 0.88 times as
@@ -21,26 +31,24 @@ struct ColumnsPlanner : Planner {
   // with L 2, 1.1 and 0.9 times with L 4. In bfloat16, batches of 1, 4 and 64 of 512 channels, L 8, ran 4.3, 1.9 and,
   // in two runs on a busy machine, 0.56 and 1.03 times as fast.
   bool suits_output() const {
-    const int64_t length = in_per_group * p.kernel_size, weight_bytes = out_per_group * length * sizes.storage;
-    if (length < 4 * tile.lanes || !weights_in_order()) return false;
+    if (sum_length < 4 * tile.lanes || !weights_in_order()) return false;
     if (same_type) {  // a panel has a row for each phase of a stride
       return p.out_length <= 2 || p.out_length * 4 < tile.lanes || (period > 4 && p.out_length * 2 <= tile.lanes) ||
-             has_long_sums(length, weight_bytes);
+             has_long_sums();
     }
     return p.out_length * 2 <= tile.lanes || (p.out_length <= kMostShortOutput && weight_bytes * 2 > cache.l2);
   }
 
   // Sums that are worth adding up the lanes of, where the panel leaves a quarter of its lanes idle; of more than a
-  // vector where it has 16 lanes and the weights exceed all caches. Of float32 on a Xeon of wide cores, batches of 1
+  // vector where it has 16 lanes and the weights come from memory. Of float32 on a Xeon of wide cores, batches of 1
   // and 16 of 1024->1024 channels, k 3, run 1.3 and 1.1 times as fast as by panels with L 8, 1.2 and 0.94 times with L
   // 12, but 0.95 times both with L 16, and 1.1 and 0.81 times with L 21; of 2048->4096 channels, k 3, L 21, 1.1 and
   // 0.93 times (float64, 1024->1024, L 12: 0.76 and 0.97); of 512->512 channels, k 3, L 8, 1.2 and 0.82 times.
-  bool has_long_sums(int64_t length, int64_t weight_bytes) const {
-    if (length * sizes.storage < kLongSumBytes) return false;
+  bool has_long_sums() const {
+    if (sum_length * sizes.storage < kLongSumBytes) return false;
     if (p.out_length <= tile.lanes) return p.out_length * 4 <= tile.lanes * 3;
     return tile.lanes >= 16 && p.out_length <= kMostShortOutput && weight_bytes >= kManyWeightBytes;
   }
-  static constexpr int64_t kMostShortOutput = 24, kLongSumBytes = 12 << 10, kManyWeightBytes = 24 << 20;
 
   Plan forward() const {
     Plan plan{};
@@ -57,6 +65,7 @@ struct ColumnsPlanner : Planner {
     plan.panel_width = row_width(ceil_div(plan.channel_block * p.kernel_size, sizes.pair)) * sizes.pair;
     plan.panel_elements = plan.position_block * plan.panel_width / sizes.pair + tile.lanes;
     plan.out_tiles = plan.pass_tiles = ceil_div(out_per_group, kColumnRows);
+    // Results in an eighth of the L2 cache.
     const int64_t rows = panel_budget / 4 / plan.position_block / kColumnRows * kColumnRows;
     plan.out_block = std::min(out_per_group, std::max(rows, kColumnRows));
     plan.result_elements = plan.out_block * plan.position_block;
@@ -76,7 +85,6 @@ struct ColumnsPlanner : Planner {
     // wide cores, batches of 1 and 16, this ran 1.6 and 1.2 times as fast with 256->256 channels, k 3, L 16, 1.2 and
     // 1.06 times with L 64, 1.2 and 0.93 times with L 128; with 512->512, k 1, 1.3 and 1.0 times with L 96; with
     // 64->64, k 3, in a batch of 16, 0.98 times with L 32, 0.91 times with L 64.
-    const int64_t weight_bytes = out_per_group * in_per_group * p.kernel_size * sizes.storage;
     const bool rarely_used = p.out_length <= 64 && weight_bytes >= 128 << 10;
     const bool idle_lanes = p.out_length * 10 < round_up(p.out_length, tile.lanes) * 9;
     return !same_type || idle_lanes || rarely_used || weight_bytes * 2 >= cache.l2;
@@ -114,9 +122,8 @@ struct ColumnsPlanner : Planner {
     const int64_t positions = p.batch * p.out_length;
     const int64_t served = p.kernel_size > 1 && p.dilation * p.input.position == 1 ? 1 : 8;
     return positions <= kMostWeightColumns && positions * served <= out_per_group && weights_in_order() &&
-           in_per_group * p.kernel_size >= 4 * tile.lanes && positions * p.kernel_size <= panel_budget;
+           sum_length >= 4 * tile.lanes && positions * p.kernel_size <= panel_budget;
   }
-  static constexpr int64_t kMostWeightColumns = 256;
 
   Plan backward_weight() const {
     Plan plan{};
