@@ -2,44 +2,20 @@
 #pragma once
 
 #include <algorithm>
-#include <utility>
 #include <vector>
 
 #include "cuda/correlate.cuh"
+#include "cuda/launcher_inl.cuh"
 #include "cuda/narrow.cuh"
 #include "cuda/outer.cuh"
 #include "cuda/pack.cuh"
+#include "cuda/packer_inl.cuh"
 #include "cuda/parts.cuh"
 #include "cuda/problems.h"
 #include "cuda/run.h"
 
 namespace conv1d_ext::cuda {
 namespace {
-
-template <class T, class P>
-Global<T> global(P* pointer) {
-  return {static_cast<T*>(pointer)};
-}
-
-// Memory handed out piece by piece; without a beginning it only counts.
-class Workspace {
- public:
-  explicit Workspace(void* begin) : begin_(static_cast<char*>(begin)) {}
-  void* take(int64_t bytes) {
-    void* piece = begin_ == nullptr ? nullptr : begin_ + taken_;
-    taken_ += (bytes + 15) / 16 * 16;
-    most_ = std::max(most_, taken_);
-    return piece;
-  }
-  // For kernels to come, which start after those that use it now.
-  void give_back_to(int64_t mark) { taken_ = mark; }
-  int64_t mark() const { return taken_; }
-  int64_t most_taken() const { return most_; }
-
- private:
-  char* begin_;
-  int64_t taken_ = 0, most_ = 0;
-};
 
 template <class Units>
 UnitsShape shape_of() {
@@ -54,24 +30,19 @@ UnitsShape shape_of() {
       Units::kBlocksPerSm};
 }
 
-bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-
 // Where 32 rows would mostly be filled up with zeros.
 constexpr int64_t kFewChannels = 16;
 
 template <class Small, class Medium, class Large>
-class Runner {
+class Runner : Launcher {
   using T = typename Large::Storage;
   using Sum = typename Large::Sum;
+  using Packer = SignalPacker<typename Large::Number, T>;
   static constexpr bool kHasFmaUnits = std::is_same_v<typename Large::Number, Sum>;
 
  public:
   Runner(const Device& device, const Choice& choice, void* workspace, CUstream_st* stream)
-      : device_(device),
-        choice_(choice),
-        launches_(workspace != nullptr),
-        workspace_(workspace),
-        stream_{stream, device.capability >= 90} {}  // older code does not wait for the kernel before
+      : Launcher(device, workspace, stream), choice_(choice) {}
 
   // Each launches its kernels if there is a workspace, and counts how large it has to be.
   int64_t correlate_with(Op op, const Conv1dProblem& p, const Pointers& pointers) {
@@ -178,9 +149,6 @@ class Runner {
     p.weight = {1, 1, 1};
     return p;
   }
-
-  // Blocks take more than one part of the work where there are more parts than a launch may have blocks.
-  int64_t grid(int64_t parts) const { return std::min(parts, device_.most_blocks); }
 
   // Blocks that start early go to the multiprocessors that are free first, two to one of them and none to another,
   // which evens out only where there are more blocks than room for them.
@@ -328,83 +296,6 @@ class Runner {
         [&]<class Units>() { correlate_by<Units>(c, chunks, packer, view, weight, bias, result); });
   }
 
-  // The signal of a problem as rows of channels: what it takes, and the launches.
-  class Packer {
-   public:
-    Packer(Runner& runner, const Correlation& c, bool unfold, const void* signal)
-        : runner_(runner), c_(c), unfold_(unfold), signal_(signal) {}
-
-    // Channels-last tensors are read as they are, if 16 bytes of channels lie side by side and aligned.
-    bool is_needed() const {
-      const TensorStrides& strides = c_.signal.strides;
-      const auto aligned = [&](int64_t stride) { return stride % (16 / int(sizeof(T))) == 0; };
-      return unfold_ || std::is_same_v<typename Large::Number, Tf32> || c_.signal.padding_mode != PaddingMode::kZeros ||
-             strides.channel != 1 || !aligned(strides.batch) || !aligned(strides.position) || !aligned(c_.channels) ||
-             reinterpret_cast<uintptr_t>(signal_) % 16 != 0 || strides.position > INT32_MAX ||
-             c_.batch * c_.signal.length > INT32_MAX;
-    }
-    int64_t columns() const { return (c_.result_length - 1) / column_step() + 1; }
-    int64_t column_bytes() const {
-      return !is_needed() ? 0 : row_bytes() * (unfold_ || c_.is_backward ? 1 : c_.stride);
-    }
-    int64_t halo_bytes() const {
-      if (unfold_ || !is_needed()) return 0;
-      return row_bytes() * (c_.kernel_size - 1) * c_.dilation / (c_.is_backward ? c_.stride : 1);
-    }
-
-    // The part of the tiles' problem that a chunk is.
-    Correlation part_of(const Chunk& chunk) const {
-      Correlation part = unfold_ ? unfolded(c_) : c_;
-      part.batch = chunk.items;
-      part.first_column = to_int(chunk.first_column);
-      part.result_length = std::min(
-          to_int(chunk.columns * column_step()), to_int(c_.result_length - chunk.first_column * column_step()));
-      return part;
-    }
-    int64_t result_offset(const Chunk& chunk) const {
-      return chunk.first_item * c_.result.batch + chunk.first_column * column_step() * c_.result.position;
-    }
-
-    // Memory for the largest of the chunks.
-    void* take(const std::vector<Chunk>& chunks) const {
-      int64_t rows = 0;
-      for (const Chunk& chunk : chunks) rows = std::max(rows, chunk.items * packing(chunk).rows);
-      return runner_.workspace_.take(is_needed() ? rows * row_bytes() : 0);
-    }
-    // Starts to pack a chunk to there; where it is found.
-    std::pair<PackedSignal, Global<const T>> pack(const Chunk& chunk, void* to) const {
-      const TensorStrides& strides = c_.signal.strides;
-      const auto from = global<const T>(signal_).from(chunk.first_item * strides.batch);
-      if (!is_needed()) {
-        const int position = to_int(strides.position), channels = to_int(c_.channels);
-        const PackedSignal view{strides.batch, c_.channels, kRowChannels<T>, position, channels, 0, c_.signal.length};
-        return {view, from};
-      }
-      const SignalPacking p = packing(chunk);
-      runner_.launch_packing(p, c_.signal, from, global<T>(to));
-      return {packed_by(p, chunk, kRowChannels<T>), global<const T>(to)};
-    }
-    int taps() const { return unfold_ ? c_.kernel_size : 1; }
-
-   private:
-    int64_t column_step() const { return c_.is_backward ? c_.stride : 1; }
-    SignalPacking packing(const Chunk& chunk) const { return packing_of(c_, unfold_, chunk, kRowChannels<T>); }
-    int64_t row_bytes() const {
-      const int64_t channels = c_.channels * taps();
-      return c_.groups * ((channels + kRowChannels<T> - 1) / kRowChannels<T>)*kRowBytes;
-    }
-
-    Runner& runner_;
-    const Correlation& c_;
-    bool unfold_;
-    const void* signal_;
-  };
-
-  void launch_packing(const SignalPacking& p, const Signal& signal, Global<const T> from, Global<T> to) const {
-    const int64_t tiles = p.items * p.groups * p.blocks * ((p.rows + kPackedRows - 1) / kPackedRows);
-    launch<kThreads>(pack_signal<typename Large::Number, T>, grid(tiles), 0, stream_, p, signal, from, to);
-  }
-
   template <class Units>
   void correlate_by(
       const Correlation& c, const std::vector<Chunk>& chunks, const Packer& packer, WeightView view,
@@ -483,11 +374,7 @@ class Runner {
         in_order, to_int(splits), parts, p.accumulate, p.negate, Global<const Sum>{partials.data}, global<T>(result));
   }
 
-  Device device_;
   Choice choice_;
-  bool launches_;
-  Workspace workspace_;
-  Stream stream_;
 };
 
 template <class Small, class Medium, class Large>
