@@ -2,6 +2,8 @@
 // Panel: an outer product. Vectors lie along the output channels (grad_output transposed to [position][out_channel]),
 // rows are (in_channel, tap) pairs, broadcast from the input, where a tap or a position is just another address; a copy
 // of it, the panel, serves where padding comes in.
+// Of bfloat16, where the CPU multiplies pairs, each step of the sum is two positions: both operands stay as they are,
+// and a pair of neighbours is an element of either.
 // Dot: where output channels are too few to fill a vector, or the weights of each are so few that transposing would
 // cost more than multiplying, vectors lie along the positions instead, and grad_output is read as it is.
 #pragma once
@@ -13,6 +15,10 @@ template <class Storage>
 struct BackwardWeightPanel {
   using T = Acc<Storage>;
   static constexpr int64_t kLanes = Vec<T>::kLanes;
+  // Positions that are multiplied together, and what the input is multiplied as.
+  static constexpr int kPositions = kPair<Storage>;
+  using Element = typename UnpackedElement<T, kPositions>::type;
+  static constexpr bool kAsStored = sizeof(Element) == sizeof(Storage);
   const Conv1dProblem& problem;
   const Plan& plan;
   const BackwardWeightArgs& args;
@@ -20,10 +26,14 @@ struct BackwardWeightPanel {
   const int64_t out_per_group = problem.out_channels / problem.groups;
   const int64_t batch_blocks = ceil_div(problem.batch, plan.batch_block);
   const int64_t panel_position_pitch = problem.stride / plan.panel_stride;
-  T *panel, *grad, *results;
+  Element* panel;
+  T *grad, *results;
   int64_t *row_offset, *position_step, *grad_step;  // dot: grad_step is by output channel
+  // Of an odd number of positions the last ones are paired with zeros: last[item][(in_channel, tap)].
+  Element* last = nullptr;
+  int64_t* last_offset = nullptr;
   // The input is read at first_row[row_offset[(in_channel, tap)] + position * position_pitch].
-  const T* first_row = nullptr;
+  const Element* first_row = nullptr;
   int64_t position_pitch = 0;
 
   // A block of weights, all of one group.
@@ -36,12 +46,18 @@ struct BackwardWeightPanel {
   BackwardWeightPanel(const Conv1dProblem& p, const Plan& pl, const BackwardWeightArgs& a, void* memory)
       : problem(p), plan(pl), args(a) {
     Scratch scratch{static_cast<char*>(memory)};
-    panel = scratch.take<T>(plan.panel_elements);
+    panel = reinterpret_cast<Element*>(scratch.take<T>(plan.panel_elements));
     grad = scratch.take<T>(plan.weight_elements);
     results = scratch.take<T>(plan.result_elements);
     row_offset = scratch.take<int64_t>(plan.channel_block * plan.tap_block);
     position_step = scratch.take<int64_t>(plan.step_table);
     grad_step = scratch.take<int64_t>(plan.step_table);
+    if constexpr (kPositions == 2) {
+      const int64_t rows = plan.channel_block * plan.tap_block;
+      last = scratch.take<Element>(kPositions * plan.batch_block * rows);
+      last_offset = scratch.take<int64_t>(rows);
+      for (int64_t row = 0; row < rows; ++row) last_offset[row] = kPositions * row;
+    }
   }
 
   void set_row_offsets(const Block& block, int64_t channel_pitch, int64_t phases, int64_t phase_pitch, int64_t shift) {
@@ -53,11 +69,35 @@ struct BackwardWeightPanel {
     }
   }
 
+  // Pairs: phases next to each other, as large strides have them, taken from each line of memory at once. False where
+  // padding or other strides are in the way.
+  bool fill_by_lines(const Block& block, int64_t n, int64_t ic, int64_t t0, int64_t t1, Element* dst) const {
+    const int64_t taps = block.k1 - block.k0, phases = min_of(plan.panel_phases, taps);
+    const int64_t start = t0 * problem.stride + block.k0 - problem.padding_left;
+    const int64_t count = t1 - t0 + (taps - 1) / plan.panel_phases * plan.phase_shift;
+    const bool inside = start >= 0 && start + (count - 1) * problem.stride + phases <= problem.in_length;
+    if (kPositions == 1 || phases < 8 || problem.dilation != 1 || problem.input.position != 1 || !inside) return false;
+    const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
+                          (block.group * in_per_group + ic) * problem.input.channel + start;
+    constexpr int64_t kLine = 64 / sizeof(Storage);
+    for (int64_t phase = 0; phase < phases; phase += kLine) {
+      const int64_t width = min_of(kLine, phases - phase);
+      for (int64_t j = 0; j < count; ++j) {
+        for (int64_t i = phase; i < phase + width; ++i) {
+          copy_element(data[j * problem.stride + i], dst + i * plan.panel_width + j);
+        }
+      }
+    }
+    return true;
+  }
+
   void fill_panel(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
     const int64_t taps = block.k1 - block.k0, phases = min_of(plan.panel_phases, taps);
     for (int64_t ic = block.ic0; ic < block.ic1; ++ic) {
+      Element* rows = panel + (ic - block.ic0) * plan.panel_phases * plan.panel_width;
+      if (n1 - n0 == 1 && fill_by_lines(block, n0, ic, t0, t1, rows)) continue;
       for (int64_t phase = 0; phase < phases; ++phase) {
-        T* dst = panel + ((ic - block.ic0) * plan.panel_phases + phase) * plan.panel_width;
+        Element* dst = panel + ((ic - block.ic0) * plan.panel_phases + phase) * plan.panel_width;
         const int64_t start = t0 * problem.stride + (block.k0 + phase) * problem.dilation - problem.padding_left;
         const int64_t count =
             (t1 - t0 - 1) * panel_position_pitch + 1 + (taps - 1 - phase) / plan.panel_phases * plan.phase_shift;
@@ -76,10 +116,11 @@ struct BackwardWeightPanel {
   // padding (and, for dot products, its positions lie side by side), else to the panel, which is filled.
   void find_rows(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
     const int64_t start = t0 * problem.stride - problem.padding_left + block.k0 * problem.dilation;
-    const int64_t last = start + (t1 - 1 - t0) * problem.stride + (block.k1 - 1 - block.k0) * problem.dilation;
+    const int64_t end = start + (t1 - 1 - t0) * problem.stride + (block.k1 - 1 - block.k0) * problem.dilation + 1;
     const int64_t pitch = problem.stride * problem.input.position;
-    if constexpr (kStoredAsComputed<Storage>) {
-      if (n1 - n0 == 1 && start >= 0 && last < problem.in_length && (plan.algorithm != Algorithm::kDot || pitch == 1)) {
+    if constexpr (kAsStored) {
+      const bool any_pitch = plan.algorithm != Algorithm::kDot && kPositions == 1;
+      if (n1 - n0 == 1 && start >= 0 && end <= problem.in_length && (pitch == 1 || any_pitch)) {
         first_row = static_cast<const Storage*>(args.input) + n0 * problem.input.batch +
                     (block.group * in_per_group + block.ic0) * problem.input.channel + start * problem.input.position;
         position_pitch = pitch;
@@ -98,57 +139,96 @@ struct BackwardWeightPanel {
            (block.group * out_per_group + oc) * problem.output.channel + t * problem.output.position;
   }
 
-  // grad[item][position][out_channel]
+  // One step of the sum: `positions` of grad_output, kPositions or, at last, fewer.
+  void copy_step(const Storage* src, int64_t channels, int64_t positions, T* dst) const {
+    if constexpr (kPositions == 2) {
+      for (int64_t oc = 0; oc < channels; ++oc, src += problem.output.channel) {
+        const uint32_t second = positions == 2 ? src[problem.output.position].bits : 0;
+        dst[oc] = bits_float(src->bits | second << 16);
+      }
+    } else {
+      copy_row(src, problem.output.channel, channels, dst);
+    }
+  }
+
+  // grad[item][step][out_channel], then [item][out_channel] for the last of an odd number of positions.
   void fill_grad(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
-    const int64_t positions = t1 - t0;
-    for (int64_t n = n0; n < n1; ++n) {
-      T* dst = grad + (n - n0) * positions * block.columns;
+    const int64_t channels = block.oc1 - block.oc0, steps = (t1 - t0) / kPositions, rest = (t1 - t0) % kPositions;
+    T* last_step = grad + (n1 - n0) * steps * block.columns;
+    T* dst = grad;
+    for (int64_t n = n0; n < n1; ++n, dst += steps * block.columns, last_step += block.columns) {
       const Storage* src = grad_row(block, n, block.oc0, t0);
-      if (problem.output.position == 1) {
-        transpose(src, problem.output.channel, block.oc1 - block.oc0, positions, dst, block.columns);
-      } else {
-        for (int64_t t = 0; t < positions; ++t) {
-          copy_row(
-              src + t * problem.output.position, problem.output.channel, block.oc1 - block.oc0,
-              dst + t * block.columns);
+      if (problem.output.position != 1) {
+        for (int64_t step = 0; step < steps; ++step) {
+          copy_step(
+              src + kPositions * step * problem.output.position, channels, kPositions, dst + step * block.columns);
         }
+      } else if constexpr (kPositions == 2) {
+        transpose_pairs(src, problem.output.channel, channels, steps, dst, block.columns);
+      } else {
+        transpose(src, problem.output.channel, channels, steps, dst, block.columns);
+      }
+    }
+    if (rest == 0) return;
+    // After all others, since a transpose writes behind its end.
+    last_step -= (n1 - n0) * block.columns;
+    for (int64_t n = n0; n < n1; ++n, last_step += block.columns) {
+      copy_step(
+          grad_row(block, n, block.oc0, t0) + kPositions * steps * problem.output.position, channels, rest, last_step);
+    }
+  }
+
+  // Of an odd number of positions.
+  void fill_last(int64_t rows, int64_t items, int64_t positions) {
+    Element* to = last;
+    for (int64_t item = 0; item < items; ++item) {
+      const Element* from = first_row + item * plan.item_pitch + (positions - 1) * position_pitch;
+      for (int64_t row = 0; row < rows; ++row, to += kPositions) {
+        to[0] = from[row_offset[row]];
+        to[kPositions - 1] = Element{};
       }
     }
   }
 
   // results[row][out_channel] += sum over the items and positions; `first`: = instead of +=.
   void add_outer_products(const Block& block, int64_t items, int64_t positions, bool first) {
+    const int64_t steps = items * (positions / kPositions), last_steps = positions % kPositions == 0 ? 0 : items;
     for (int64_t item = 0, step = 0; item < items; ++item) {
-      for (int64_t t = 0; t < positions; ++t, ++step) {
+      for (int64_t t = 0; t + kPositions <= positions; t += kPositions, ++step) {
         position_step[step] = item * plan.item_pitch + t * position_pitch;
-        grad_step[step] = step * block.columns;
       }
+      if (last_steps > 0) position_step[steps + item] = item * kPositions * block.rows();
     }
+    for (int64_t step = 0; step < steps + last_steps; ++step) grad_step[step] = step * block.columns;
+    if (last_steps > 0) fill_last(block.rows(), items, positions);
     const T zeros[kTileRows] = {};
     Tile<T> tile{};
-    tile.a = first_row;
     tile.c_row = block.columns;
     // Those columns and steps of grad that a tile reads stay in the L1 cache for all rows.
-    const int64_t steps = items * positions, parts = ceil_div(steps, plan.reduction_block);
+    const int64_t parts = ceil_div(steps, plan.reduction_block / kPositions);
     const int64_t row_tiles = ceil_div(block.rows(), kTileRows);
     const int64_t vectors = block.columns / kLanes, column_tiles = ceil_div(vectors, max_vectors(kTileRows));
     for (int64_t j = 0; j < column_tiles; ++j) {
       const int64_t column = part_begin(vectors, column_tiles, j) * kLanes;
       tile.b = grad + column;
       tile.columns = part_begin(vectors, column_tiles, j + 1) * kLanes - column;
-      for (int64_t part = 0; part < parts; ++part) {
-        const int64_t step = part_begin(steps, parts, part);
+      const auto visit = [&](const Element* rows, const int64_t* offset, int64_t step, int64_t end) {
+        tile.a = rows;
         tile.a_step = position_step + step;
         tile.b_step = grad_step + step;
-        tile.steps = part_begin(steps, parts, part + 1) - step;
-        tile.init = first && part == 0 ? zeros : nullptr;
+        tile.steps = end - step;
+        tile.init = first && step == 0 ? zeros : nullptr;
         for (int64_t i = 0; i < row_tiles; ++i) {
           const int64_t begin = part_begin(block.rows(), row_tiles, i);
-          tile.a_row = row_offset + begin;
+          tile.a_row = offset + begin;
           tile.c = results + begin * block.columns + column;
-          run_rows<T, false, 1>(tile, part_begin(block.rows(), row_tiles, i + 1) - begin);
+          run_rows<T, false, kPositions>(tile, part_begin(block.rows(), row_tiles, i + 1) - begin);
         }
+      };
+      for (int64_t part = 0; part < parts; ++part) {
+        visit(first_row, row_offset, part_begin(steps, parts, part), part_begin(steps, parts, part + 1));
       }
+      if (last_steps > 0) visit(last, last_offset, steps, steps + last_steps);
     }
   }
 
@@ -158,18 +238,19 @@ struct BackwardWeightPanel {
       for (int64_t oc = 0; oc < block.columns; ++oc) grad_step[oc] = oc * problem.output.channel;
       add_dot_products_of(grad_row(block, n, block.oc0, t0), block, t1 - t0);
     } else {
+      Element* copied = reinterpret_cast<Element*>(grad);
       for (int64_t oc = 0; oc < block.columns; ++oc) {
         grad_step[oc] = oc * plan.position_block;
-        copy_row(grad_row(block, n, block.oc0 + oc, t0), problem.output.position, t1 - t0, grad + grad_step[oc]);
+        copy_row(grad_row(block, n, block.oc0 + oc, t0), problem.output.position, t1 - t0, copied + grad_step[oc]);
       }
-      add_dot_products_of(grad, block, t1 - t0);
+      add_dot_products_of(copied, block, t1 - t0);
     }
   }
 
   template <class Grad>
   void add_dot_products_of(const Grad* first_grad, const Block& block, int64_t positions) {
     run_dots<true>(
-        Dots<Grad, T>{first_grad, grad_step, first_row, row_offset, positions, results, block.rows()}, block.columns,
+        Dots<Grad, Element>{first_grad, grad_step, first_row, row_offset, positions, results, block.rows()}, block.columns,
         block.rows());
   }
 

@@ -95,9 +95,15 @@ inline int64_t source_position(PaddingMode mode, int64_t position, int64_t lengt
 }
 
 // With the stride known the compiler makes vector shuffles of it.
-template <int kStride, class Storage>
-void copy_every(const Storage* src, int64_t count, Acc<Storage>* __restrict dst) {
-  for (int64_t i = 0; i < count; ++i) dst[i] = widen(src[i * kStride]);
+template <class Storage>
+void copy_element(Storage from, Acc<Storage>* to) {
+  *to = widen(from);
+}
+inline void copy_element(BFloat16 from, BFloat16* to) { *to = from; }
+
+template <int kStride, class Storage, class To>
+void copy_every(const Storage* src, int64_t count, To* __restrict dst) {
+  for (int64_t i = 0; i < count; ++i) copy_element(src[i * kStride], dst + i);
 }
 
 template <class Storage>
@@ -118,6 +124,21 @@ void copy_row(const Storage* src, int64_t src_stride, int64_t count, Acc<Storage
   }
 }
 
+// As they are, for pairs of neighbours.
+inline void copy_row(const BFloat16* src, int64_t src_stride, int64_t count, BFloat16* __restrict dst) {
+  if (src_stride == 1) {
+    copy_every<1>(src, count, dst);
+  } else if (src_stride == 2) {
+    copy_every<2>(src, count, dst);
+  } else if (src_stride == 3) {
+    copy_every<3>(src, count, dst);
+  } else if (src_stride == 4) {
+    copy_every<4>(src, count, dst);
+  } else {
+    for (int64_t i = 0; i < count; ++i) dst[i] = src[i * src_stride];
+  }
+}
+
 // Those of the positions start + j * step, j < count, that are in [0, length): j in [begin, end).
 struct Part {
   int64_t begin, end;
@@ -128,14 +149,14 @@ inline Part part_inside(int64_t length, int64_t start, int64_t step, int64_t cou
 }
 
 // dst[j] = padded row at position start + j * step, for j < count; zero for count <= j < width.
-template <class Storage>
+template <class Storage, class To>
 void pack_row(
-    const Row<Storage>& row, int64_t start, int64_t step, int64_t count, const Part& inside, int64_t width,
-    Acc<Storage>* dst) {
+    const Row<Storage>& row, int64_t start, int64_t step, int64_t count, const Part& inside, int64_t width, To* dst) {
   const auto fill_edge = [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
       const int64_t source = source_position(row.padding_mode, start + j * step, row.length);
-      dst[j] = source < 0 ? 0 : widen(row.data[source * row.position_stride]);
+      dst[j] = To{};
+      if (source >= 0) copy_element(row.data[source * row.position_stride], dst + j);
     }
   };
   fill_edge(0, inside.begin);
@@ -144,10 +165,10 @@ void pack_row(
     copy_row(first, step * row.position_stride, inside.end - inside.begin, dst + inside.begin);
   }
   fill_edge(inside.end, count);
-  for (int64_t j = count; j < width; ++j) dst[j] = 0;
+  for (int64_t j = count; j < width; ++j) dst[j] = To{};
 }
-template <class Storage>
-void pack_row(const Row<Storage>& row, int64_t start, int64_t step, int64_t count, int64_t width, Acc<Storage>* dst) {
+template <class Storage, class To>
+void pack_row(const Row<Storage>& row, int64_t start, int64_t step, int64_t count, int64_t width, To* dst) {
   pack_row(row, start, step, count, part_inside(row.length, start, step, count), width, dst);
 }
 
@@ -176,6 +197,27 @@ void transpose(
     for (int64_t column = 0; column < columns; column += kSide) {
       if (row + kSide < rows) transpose_at(row + kSide, column);
       transpose_at(row, column);
+    }
+  }
+}
+
+// The same for pairs of neighbours, which lie side by side in a row of src: dst has an element for each pair.
+inline void transpose_pairs(
+    const BFloat16* src, int64_t src_stride, int64_t rows, int64_t pairs, float* dst, int64_t dst_stride) {
+  if (src_stride % 2 == 0) {
+    return transpose(reinterpret_cast<const float*>(src), src_stride / 2, rows, pairs, dst, dst_stride);
+  }
+  constexpr int64_t kSide = kSquare<float>;
+  for (int64_t row = (rows - 1) / kSide * kSide; row >= 0; row -= kSide) {
+    const int64_t height = min_of(kSide, rows - row);
+    for (int64_t pair = 0; pair < pairs; pair += kSide) {
+      const int64_t width = min_of(kSide, pairs - pair);
+      BFloat16 staged[2 * kSide * kSide];
+      for (int64_t r = 0; r < height; ++r) {
+        copy_row(src + (row + r) * src_stride + 2 * pair, 1, 2 * width, staged + 2 * kSide * r);
+      }
+      const float* from = reinterpret_cast<const float*>(staged);
+      transpose_square(from, kSide, height, width, dst + pair * dst_stride + row, dst_stride);
     }
   }
 }

@@ -277,7 +277,8 @@ struct PanelPlanner : Planner {
     // product and dot products: 65 and 70 for 96 weights, 60 and 79 for 128, 81 and 79 for 240, 76 and 59 for 512.)
     const double fmas = double(rows) / tile.lanes, waste = double(round_up(out_per_group, tile.lanes)) / out_per_group;
     const double dot_time = wide_cores(cache) ? kDotTimeOfWideCores : kDotTime;
-    const double transpose = wide_cores(cache) && !same_type ? 2.4 : 1.2;
+    const bool as_stored = same_type || sizes.pair > 1;
+    const double transpose = wide_cores(cache) && !as_stored ? 2.4 : 1.2;
     const bool dot = out_per_group * 4 <= tile.lanes ||
                      (p.out_length >= 8 * tile.lanes && fmas * dot_time <= fmas * waste + transpose);
     plan.algorithm = dot ? Algorithm::kDot : Algorithm::kPanel;
@@ -287,7 +288,7 @@ struct PanelPlanner : Planner {
     // elements an output position; for each block of rows grad_output is transposed. In this shape both cost the same.
     const int64_t best = std::sqrt(
         double(sum_budget) * std::min(p.stride, p.kernel_size) / p.kernel_size /
-        (same_type ? kTransposeTime : kTransposeTimeOfOtherTypes));
+        (as_stored ? kTransposeTime : kTransposeTimeOfOtherTypes));
     plan.out_block =
         dot ? balanced_block(out_per_group, std::max(kDotBlock, sum_budget / rows), 1)
             : std::min(
@@ -300,31 +301,29 @@ struct PanelPlanner : Planner {
     // weigh. (On a Xeon half, three quarters and all of it made 115, 121 and 125 GFLOP/s of 128->512 channels, k 1.)
     plan.reduction_block =
         dot ? 1024
-            : std::clamp<int64_t>(cache.l1 / sizes.accumulate / std::min(columns, tile_columns), 32, kLongestPart);
+            : std::clamp<int64_t>(cache.l1 / sizes.accumulate / std::min(columns, tile_columns), 32, kLongestPart) *
+                  sizes.pair;
     // Panel and transposed grad_output in half of the L2 cache.
+    const int64_t operand_budget = panel_budget * sizes.pair;
     int64_t positions;
     const auto fit = [&] {
       const int64_t taps = plan.tap_block;
-      const auto positions_in = [&](int64_t pitch, int64_t halo) {
-        return std::min(
-            (panel_budget - plan.channel_block * halo) / (plan.channel_block * pitch + (dot ? 0 : columns)),
+      const auto lay_out = [&](int64_t phases, int64_t shift, int64_t stride) {
+        plan.panel_phases = phases;
+        plan.phase_shift = shift;
+        plan.panel_stride = stride;
+        const int64_t row = phases * (p.stride / stride), halos = phases * halo(taps, phases, shift);
+        positions = std::min(
+            (operand_budget - plan.channel_block * halos) / (plan.channel_block * row + (dot ? 0 : columns)),
             dot ? plan.reduction_block : kLongestRun);
+        return positions < 1 || taps * positions < positions * row + halos;
       };
-      if (dot) {  // taps are unit-stride reads of a row per phase
-        plan.panel_phases = std::min(period, taps);
-        plan.phase_shift = period_shift;
-        plan.panel_stride = p.stride;
-      } else {
-        // Positions as they are, for any stride, or a row per tap where that is less to copy.
-        const int64_t in_one_row = positions_in(p.stride, (taps - 1) * p.dilation);
-        const bool row_per_tap = in_one_row < 1 || taps * in_one_row < in_one_row * p.stride + (taps - 1) * p.dilation;
-        plan.panel_phases = row_per_tap ? taps : 1;
-        plan.phase_shift = p.dilation;
-        plan.panel_stride = row_per_tap ? p.stride : 1;
-      }
-      positions = positions_in(
-          plan.panel_phases * (p.stride / plan.panel_stride),
-          plan.panel_phases * halo(taps, plan.panel_phases, plan.phase_shift));
+      // Dot products and pairs read neighbours, in a row per phase; else positions stay as they are, for any stride. Or
+      // a row per tap, where that is less to copy.
+      const bool split = dot || sizes.pair > 1;
+      const bool long_rows =
+          lay_out(split ? std::min(period, taps) : 1, split ? period_shift : p.dilation, split ? p.stride : 1);
+      if (long_rows && !dot) lay_out(taps, p.dilation, p.stride);
       // Three quarters of a visit will do.
       return positions >= std::min(plan.reduction_block * 3 / 4, p.batch * p.out_length);
     };
@@ -341,26 +340,26 @@ struct PanelPlanner : Planner {
     positions = std::clamp<int64_t>(positions, 1, ceil_div(p.batch * p.out_length, chunks));
     // In one visit, rather than in two of little more than half its length.
     if (!dot && 2 * positions < 3 * plan.reduction_block) positions = std::min(positions, plan.reduction_block);
-    plan.position_block = balanced_block(p.out_length, positions, 1);
+    plan.position_block = balanced_block(p.out_length, positions, sizes.pair);
     plan.position_blocks = ceil_div(p.out_length, plan.position_block);
     plan.item_pitch = (plan.position_block - 1) * (p.stride / plan.panel_stride) + 1 +
                       halo(plan.tap_block, plan.panel_phases, plan.phase_shift);
     // Short outputs: several batch items side by side.
     plan.batch_block = 1;
     if (!dot && plan.position_blocks == 1) {
-      const int64_t most_items = (panel_budget - plan.channel_block * plan.panel_phases * 32) /
+      const int64_t most_items = (operand_budget - plan.channel_block * plan.panel_phases * 32) /
                                  (plan.channel_block * plan.panel_phases * plan.item_pitch + columns * p.out_length);
       plan.batch_block = std::clamp<int64_t>(
           std::min({most_items, ceil_div(kLongestRun, p.out_length), p.batch / chunks}), 1,
           std::max<int64_t>(1, p.batch));
     }
     plan.reduction_chunks = std::min(chunks, ceil_div(p.batch, plan.batch_block) * plan.position_blocks);
-    plan.panel_width = row_width(plan.batch_block * plan.item_pitch);
-    plan.step_table = plan.batch_block * plan.position_block;
-    if (dot) plan.step_table = columns;
-    plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width + 64;
+    plan.panel_width = row_width(ceil_div(plan.batch_block * plan.item_pitch, sizes.pair)) * sizes.pair;
+    const int64_t steps = plan.batch_block * ceil_div(plan.position_block, sizes.pair);
+    plan.step_table = dot ? columns : steps;
+    plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width / sizes.pair + 64;
     // Only a grad_output whose rows are not contiguous is copied for dot products.
-    plan.weight_elements = dot && p.output.position == 1 ? 0 : plan.batch_block * plan.position_block * columns + 64;
+    plan.weight_elements = dot && p.output.position == 1 ? 0 : steps * columns + 64;
     plan.result_elements = plan.channel_block * plan.tap_block * columns * (dot ? tile.lanes : 1);
 
     plan.out_tiles = plan.pass_tiles = 1;
@@ -368,7 +367,10 @@ struct PanelPlanner : Planner {
     plan.partial_bytes = plan.reduction_chunks == 1
                              ? 0
                              : plan.reduction_chunks * p.out_channels * in_per_group * p.kernel_size * sizes.accumulate;
-    finish(plan, plan.channel_block * plan.tap_block + 2 * plan.step_table);
+    // Of pairs, the last of an odd number of positions have a table, too, and memory of half an entry for each item.
+    const int64_t offsets = plan.channel_block * plan.tap_block;
+    finish(
+        plan, offsets + 2 * plan.step_table + (sizes.pair > 1 ? offsets + ceil_div(offsets * plan.batch_block, 2) : 0));
     return plan;
   }
 };

@@ -40,11 +40,28 @@ V multiply_add(V a, V b, V c) {
   }
 }
 
+// What a is made of where it isn't packed: pairs of bfloat16 lie side by side in memory, wherever a pair may begin.
+template <class T, int kProducts>
+struct UnpackedElement {
+  using type = T;
+};
+template <class T>
+struct UnpackedElement<T, 2> {
+  using type = BFloat16;
+};
+inline float load_element(const float* p) { return *p; }
+inline double load_element(const double* p) { return *p; }
+inline float load_element(const BFloat16* p) {
+  float pair;
+  __builtin_memcpy(&pair, p, sizeof pair);
+  return pair;
+}
+
 template <class T>
 struct Tile {
   // Steps number the products of a sum: the pairs (channel, tap), taps first.
-  // a(row, step) = a[step * rows + row] where packed, else a[a_row[row] + a_step[step]].
-  const T* a;
+  // a(row, step) = a[step * rows + row] where packed, else a[a_row[row] + a_step[step]], in UnpackedElements.
+  const void* a;
   const int64_t* a_row;
   const int64_t* a_step;
   int64_t a_ahead;  // where a isn't packed, prefetches what lies so far behind what is read; 0: nothing
@@ -75,10 +92,11 @@ void run_tile(const Tile<T>& tile) {
     for (int v = 0; v < kVectors; ++v) acc[r][v] = broadcast(T{0});
   }
 
-  const T* a_packed = tile.a;
-  const T* a_row[kRows];
+  using Unpacked = typename UnpackedElement<T, kProducts>::type;
+  const T* a_packed = static_cast<const T*>(tile.a);
+  const Unpacked* a_row[kRows];
   if constexpr (!kPacked) {
-    for (int r = 0; r < kRows; ++r) a_row[r] = tile.a + tile.a_row[r];
+    for (int r = 0; r < kRows; ++r) a_row[r] = static_cast<const Unpacked*>(tile.a) + tile.a_row[r];
   }
   for (int64_t step = 0; step < tile.steps; ++step) {
     const T* b = tile.b + tile.b_step[step];
@@ -98,7 +116,7 @@ void run_tile(const Tile<T>& tile) {
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const Vec<T> a = broadcast(kPacked ? a_packed[r] : a_row[r][a_index]);
+      const Vec<T> a = broadcast(kPacked ? a_packed[r] : load_element(a_row[r] + a_index));
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) acc[r][v] = multiply_add<kProducts>(a, b_vector[v], acc[r][v]);
     }
@@ -180,7 +198,8 @@ void run_sums(const Sums<T>& sums, int64_t rows) {
   for (int64_t channel = 0; channel < sums.channels; channel += sums.part_channels) {
     for (int64_t tap = 0; tap < sums.taps; tap += tap_step) {
       Tile<T> part = sums.tile;
-      part.a += kPacked ? (channel * sums.taps + tap) * rows : channel * sums.a_channel;
+      part.a = static_cast<const T*>(sums.tile.a) +
+               (kPacked ? (channel * sums.taps + tap) * rows : channel * sums.a_channel);
       part.a_step += tap;
       part.b += channel * sums.b_channel;
       part.b_step += tap;
