@@ -343,11 +343,55 @@ void pack_weight_singly(
   }
 }
 
-// The same, with pairs of channels where kPair<Storage> is 2. `dst` has room for the channels one by one.
+// The weights of a tile whose rows lie in memory as they are, in pairs of channels:
+// dst[(channel / 2 * taps + tap) * rows + row], and up to kSquare elements behind.
+template <class Storage>
+void pack_pairs(const Storage* weight, int64_t row_stride, int64_t rows, int64_t channels, int64_t taps, float* dst) {
+  constexpr int64_t kSide = kSquare<float>, kLanes = Vec<float>::kLanes;
+  static_assert(kTileRows <= kSide);
+  // A vector for each row: of all taps of a few channels, read at once and put in order, or of some taps of two. (To
+  // put the vectors together in memory, one overlapping the other, is slower: it is read before it is written.)
+  const int64_t together = max_of(1, kLanes / taps);
+  const auto order = pair_order(Storage{}, together, taps);
+  float pairs[kSide * kLanes];
+  for (int64_t channel = 0; channel < channels; channel += 2 * together) {
+    const int64_t count = min_of(2 * together, channels - channel);
+    for (int64_t tap = 0; tap < taps; tap += kLanes) {
+      const int64_t width = min_of(kLanes, taps - tap), columns = ceil_div(count, 2) * width;
+      const Storage* from = weight + channel * taps + tap;
+      for (int64_t row = 0; row < rows; ++row, from += row_stride) {
+        auto vector = broadcast(0.0f);
+        if (taps > kLanes) {
+          const auto load_at = [&](const Storage* p) { return width < kLanes ? load_partial(p, width) : load(p); };
+          vector = make_pairs(load_at(from), count == 2 ? load_at(from + taps) : broadcast(0.0f));
+        } else {
+          const int64_t elements = count * taps;
+          vector = elements < 2 * kLanes ? load_pairs_partial(from, elements) : load_pairs(from);
+          if (taps > 1) vector = permute(vector, order);
+        }
+        store(pairs + row * kLanes, vector);
+      }
+      for (int64_t column = 0; column < columns; column += kSide) {
+        transpose_square(
+            pairs + column, kLanes, rows, min_of(kSide, columns - column),
+            dst + (channel / 2 * taps + tap + column) * rows, rows);
+      }
+    }
+  }
+}
+
+// As pack_weight_singly, with pairs of channels where kPair<Storage> is 2. `dst` has room for the channels one by one.
 template <class Storage>
 void pack_weight(
     const Storage* weight, const WeightTile* tiles, int64_t tile_count, const WeightSteps& steps, Acc<Storage>* dst,
     int64_t dst_tile) {
+  if constexpr (kPair<Storage> == 2) {
+    const int64_t stride = row_stride(tiles[0]);
+    const bool rows_as_they_are = steps.tap_stride == 1 && (steps.channel_stride == steps.taps || steps.channels == 1);
+    if (tile_count == 1 && stride != 0 && rows_as_they_are) {
+      return pack_pairs(weight + tiles[0].row_offset[0], stride, tiles[0].rows, steps.channels, steps.taps, dst);
+    }
+  }
   pack_weight_singly(weight, tiles, tile_count, steps, dst, dst_tile);
   if constexpr (kPair<Storage> == 2) {
     for (int64_t i = 0; i < tile_count; ++i) {

@@ -58,6 +58,22 @@ inline F32 load_pairs(const BFloat16* p) { return {_mm512_castsi512_ps(_mm512_lo
 inline F32 load_pairs_partial(const BFloat16* p, int64_t n) {
   return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(__mmask32((1u << n) - 1u), p))};
 }
+// The order that makes pairs of `pairs` x 2 runs of `taps` elements, side by side: element by element of two runs.
+struct PairOrder {
+  __m512i v;
+};
+inline PairOrder pair_order(BFloat16, int64_t pairs, int64_t taps) {
+  alignas(64) uint16_t from[2 * F32::kLanes] = {};
+  for (int64_t i = 0; i < pairs * taps && i < F32::kLanes; ++i) {
+    const int64_t even = i / taps * 2 * taps + i % taps;
+    from[2 * i] = uint16_t(even);
+    from[2 * i + 1] = uint16_t(even + taps);
+  }
+  return {_mm512_load_si512(from)};
+}
+inline F32 permute(F32 pairs, PairOrder order) {
+  return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(order.v, _mm512_castps_si512(pairs.v)))};
+}
 #else
 constexpr bool kMultipliesPairs = false;
 #endif
