@@ -250,8 +250,8 @@ struct BackwardWeightPanel {
   template <class Grad>
   void add_dot_products_of(const Grad* first_grad, const Block& block, int64_t positions) {
     run_dots<true>(
-        Dots<Grad, Element>{first_grad, grad_step, first_row, row_offset, positions, results, block.rows()}, block.columns,
-        block.rows());
+        Dots<Grad, Element>{first_grad, grad_step, first_row, row_offset, positions, results, block.rows()},
+        block.columns, block.rows());
   }
 
   // Then results[out_channel][row].

@@ -360,6 +360,7 @@ void pack_pairs(const Storage* weight, int64_t row_stride, int64_t rows, int64_t
       const int64_t width = min_of(kLanes, taps - tap), columns = ceil_div(count, 2) * width;
       const Storage* from = weight + channel * taps + tap;
       for (int64_t row = 0; row < rows; ++row, from += row_stride) {
+        __builtin_prefetch(from + rows * row_stride, 0, 2);  // of the next tile: often the weights are the traffic
         auto vector = broadcast(0.0f);
         if (taps > kLanes) {
           const auto load_at = [&](const Storage* p) { return width < kLanes ? load_partial(p, width) : load(p); };
@@ -380,6 +381,52 @@ void pack_pairs(const Storage* weight, int64_t row_stride, int64_t rows, int64_t
   }
 }
 
+// The same of a tile whose weights for one channel lie within two vectors, in whatever order: they are read at once and
+// put in theirs. False for others.
+template <class Storage>
+bool pack_near_pairs(const Storage* weight, const WeightTile& tile, const WeightSteps& steps, float* dst) {
+  constexpr int64_t kLanes = Vec<float>::kLanes, kElements = 2 * kLanes, kMost = 2 * kElements, kAhead = 8;
+  const int64_t count = tile.rows * steps.taps, vectors = ceil_div(count, kLanes);
+  if (count > kMost) return false;
+  uint16_t from[kMost];
+  int64_t span = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = i % tile.rows, tap = i / tile.rows;
+    const int64_t offset = tile.row_offset[row] - tile.row_offset[0] + tap * steps.tap_stride;
+    if (offset < 0 || offset >= kMost) return false;
+    from[i] = uint16_t(offset);
+    span = max_of(span, offset + 1);
+  }
+  using Order = decltype(pair_picks(weight, from, count));
+  Order order[kMost / kLanes];
+  for (int64_t v = 0; v < vectors; ++v)
+    order[v] = pair_picks(weight, from + v * kLanes, min_of(kLanes, count - v * kLanes));
+  weight += tile.row_offset[0];
+  const auto load_at = [&](const Storage* p, int64_t first) {
+    return span >= first + kElements ? load_pairs(p + first)
+           : span > first            ? load_pairs_partial(p + first, span - first)
+                                     : broadcast(0.0f);
+  };
+  for (int64_t channel = 0; channel < steps.channels; channel += 2, weight += 2 * steps.channel_stride) {
+    const bool has_odd = channel + 1 < steps.channels;
+    for (int64_t i = 0; i < 2 && channel + kAhead + i < steps.channels; ++i) {
+      const Storage* ahead = weight + (kAhead + i) * steps.channel_stride;
+      __builtin_prefetch(ahead);
+      __builtin_prefetch(ahead + span - 1);
+    }
+    const auto even = load_at(weight, 0), more_even = load_at(weight, kElements);
+    const auto odd = has_odd ? load_at(weight + steps.channel_stride, 0) : broadcast(0.0f);
+    const auto more_odd = has_odd ? load_at(weight + steps.channel_stride, kElements) : broadcast(0.0f);
+    for (int64_t v = 0; v < vectors; ++v, dst += kLanes) {
+      const auto pairs = pick_pairs(even, more_even, odd, more_odd, order[v]);
+      const int64_t rest = count - v * kLanes;
+      rest >= kLanes ? store(dst, pairs) : store_partial(dst, pairs, rest);
+    }
+    dst += count - vectors * kLanes;
+  }
+  return true;
+}
+
 // As pack_weight_singly, with pairs of channels where kPair<Storage> is 2. `dst` has room for the channels one by one.
 template <class Storage>
 void pack_weight(
@@ -391,6 +438,9 @@ void pack_weight(
     if (tile_count == 1 && stride != 0 && rows_as_they_are) {
       return pack_pairs(weight + tiles[0].row_offset[0], stride, tiles[0].rows, steps.channels, steps.taps, dst);
     }
+    int64_t packed = 0;
+    while (packed < tile_count && pack_near_pairs(weight, tiles[packed], steps, dst + packed * dst_tile)) ++packed;
+    if (packed == tile_count) return;
   }
   pack_weight_singly(weight, tiles, tile_count, steps, dst, dst_tile);
   if constexpr (kPair<Storage> == 2) {

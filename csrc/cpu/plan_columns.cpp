@@ -123,8 +123,9 @@ struct ColumnsPlanner : Planner {
     // 500), 1.5 and 1.0 times with 64->64 channels and 16 and 64 positions (0.93 times with 192).
     const int64_t positions = p.batch * p.out_length;
     const int64_t served = p.kernel_size > 1 && p.dilation * p.input.position == 1 ? 1 : 8;
-    return positions <= (sizes.pair > 1 ? kMostWeightColumnsOfPairs : kMostWeightColumns) && positions * served <= out_per_group && weights_in_order() &&
-           sum_length >= 4 * tile.lanes && positions * p.kernel_size <= panel_budget;
+    return positions <= (sizes.pair > 1 ? kMostWeightColumnsOfPairs : kMostWeightColumns) &&
+           positions * served <= out_per_group && weights_in_order() && sum_length >= 4 * tile.lanes &&
+           positions * p.kernel_size <= panel_budget;
   }
 
   Plan backward_weight() const {

@@ -74,6 +74,20 @@ inline PairOrder pair_order(BFloat16, int64_t pairs, int64_t taps) {
 inline F32 permute(F32 pairs, PairOrder order) {
   return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(order.v, _mm512_castps_si512(pairs.v)))};
 }
+// For each lane one of 64 elements, which two vectors hold: of even channels and of odd ones.
+struct PairPicks {
+  __m512i v;
+};
+inline PairPicks pair_picks(const BFloat16*, const uint16_t* from, int64_t n) {
+  const __m512i elements = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1u), from));
+  return {_mm512_or_si512(elements, _mm512_slli_epi32(elements, 16))};
+}
+inline F32 pick_pairs(F32 even, F32 more_even, F32 odd, F32 more_odd, PairPicks picks) {
+  const auto pick = [&](F32 low, F32 high) {
+    return _mm512_permutex2var_epi16(_mm512_castps_si512(low.v), picks.v, _mm512_castps_si512(high.v));
+  };
+  return {_mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaa, pick(even, more_even), pick(odd, more_odd)))};
+}
 #else
 constexpr bool kMultipliesPairs = false;
 #endif
