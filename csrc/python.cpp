@@ -355,7 +355,8 @@ PYBIND11_MODULE(_C, m) {
       "cache_sizes", [] { return std::pair(cache_sizes().l1, cache_sizes().l2); },
       "Bytes of L1 and L2 per core, as far as plans use them.");
   m.def(
-      "set_cache_sizes", [](int64_t l1, int64_t l2) { set_cache_sizes({l1, l2}); }, "For tests: plan for such caches.");
+      "set_cache_sizes", [](int64_t l1, int64_t l2) { set_cache_sizes({l1, l2, cache_sizes().amd}); },
+      "For tests: plan for such caches.");
   m.def("fft_use", &chosen<Family::kFft>, "Where convolutions go through the FFT.");
   m.def(
       "set_fft_use", torch::wrap_pybind_function(&choose<Family::kFft>),

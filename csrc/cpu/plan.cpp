@@ -35,12 +35,15 @@ constexpr int64_t kLongestRun = 2048;
 // Multiplications of a panel's element, in tiles of rows, beyond which rows are not read where they lie. On a Zen 4, at
 // 192 (512->512 channels, k 3) that saves 4 % of the time, at 640 (896->1024, k 5) nothing. On a Xeon of wide cores it
 // saves 13 % (1024->2048, 256 uses) to 36 % (96->96, 12 uses; 64->64, 8 uses: 30 %) to have a panel, and costs 8 % and
-// more below 8 uses.
-constexpr int64_t kPanelUses = 256, kPanelUsesOfWideCores = 7;
+// more below 8 uses. On a Zen 5 it costs up to 24 % (32->32, k 3: 176 GFLOP/s and 217; 512->128, k 1: 178 and 208;
+// input gradients of 80->512, k 3: 180 and 205), but saves 5 to 10 % with more than kPanelTaps (16->8, k 11; 25->25, k
+// 7).
+constexpr int64_t kPanelUses = 256, kFewPanelUses = 7, kPanelTaps = 6;
 
 // Time of a dot product over that of the register tile, transposes apart. Weight gradients of 128 weights a channel, as
-// dot products and as outer products: 79 and 60 GFLOP/s on a Zen 4; 79 and 121 on a Xeon of wide cores.
-constexpr double kDotTime = 1.15, kDotTimeOfWideCores = 2;
+// dot products and as outer products: 79 and 60 GFLOP/s on a Zen 4; 79 and 121 on a Xeon of wide cores; 144 and 164 on
+// a Zen 5, where 60 of them make 171 and 147.
+constexpr double kDotTime = 1.15, kDotTimeOfWideCores = 1.25, kDotTimeOfWideIntelCores = 2;
 
 // Time to transpose an element over that to copy one. Copies of other types are conversions.
 constexpr double kTransposeTime = 4, kTransposeTimeOfOtherTypes = 1;
@@ -139,10 +142,16 @@ struct PanelPlanner : Planner {
     // together in the cache, where rows at a multiple of 4096 bytes share a few sets: without it 256 rows 16 KB apart
     // take 5 % less time, 64 KB apart 2 % more, 512 such rows 10 % more.
     const int64_t uses = ceil_div(rows, tile.rows) * p.kernel_size;
-    const int64_t most_uses = wide_cores(cache) ? kPanelUsesOfWideCores : kPanelUses;
     const int64_t clash = channels * std::gcd(pitch * sizes.storage, cache.l2 / 16);
+    int64_t most_uses = kPanelUses, most_clash = 4 * cache.l2;
+    if (wide_intel_cores(cache)) {
+      most_uses = kFewPanelUses;
+    } else if (wide_cores(cache)) {
+      if (p.kernel_size > kPanelTaps) most_uses = kFewPanelUses;
+      most_clash = cache.l2 / 2;  // doubles 8 KB apart: 64 of them 11 % faster, 96 of them 16 % slower
+    }
     plan.in_place = p.stride == 1 && same_type && position_stride == 1 && plan.batch_block == 1 && uses <= most_uses &&
-                    clash <= 4 * cache.l2;
+                    clash <= most_clash;
     if (!plan.in_place || !all_packed) return;
     // The block, and the next one, in a quarter of the L2 cache.
     const int64_t limit = std::clamp(panel_budget / 4 / channels, 2 * tile_columns, kLongestRun);
@@ -276,7 +285,9 @@ struct PanelPlanner : Planner {
     // wide cores have to convert, too. (On a Zen 4 the two meet at 128 weights a channel. Measured in GFLOP/s, outer
     // product and dot products: 65 and 70 for 96 weights, 60 and 79 for 128, 81 and 79 for 240, 76 and 59 for 512.)
     const double fmas = double(rows) / tile.lanes, waste = double(round_up(out_per_group, tile.lanes)) / out_per_group;
-    const double dot_time = wide_cores(cache) ? kDotTimeOfWideCores : kDotTime;
+    const double dot_time = wide_intel_cores(cache) ? kDotTimeOfWideIntelCores
+                            : wide_cores(cache)     ? kDotTimeOfWideCores
+                                                    : kDotTime;
     const bool as_stored = same_type || sizes.pair > 1;
     const double transpose = wide_cores(cache) && !as_stored ? 2.4 : 1.2;
     const bool dot = out_per_group * 4 <= tile.lanes ||
@@ -380,10 +391,19 @@ int64_t cache_size(int name, int64_t fallback) {
   return bytes > 0 ? bytes : fallback;
 }
 
+bool made_by_amd() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 CacheSizes& chosen_cache_sizes() {
   static CacheSizes sizes{
       cache_size(_SC_LEVEL1_DCACHE_SIZE, CacheSizes{}.l1),
-      std::min(cache_size(_SC_LEVEL2_CACHE_SIZE, CacheSizes{}.l2), kMostL2)};
+      std::min(cache_size(_SC_LEVEL2_CACHE_SIZE, CacheSizes{}.l2), kMostL2), made_by_amd()};
   return sizes;
 }
 

@@ -116,6 +116,7 @@ struct ElementSizes {
 
 struct CacheSizes {
   int64_t l1 = 32 << 10, l2 = 1 << 20;  // data bytes per core
+  bool amd = false;                     // whose cores they are
 };
 CacheSizes cache_sizes();                // of this machine, as far as plans use them; read once
 void set_cache_sizes(CacheSizes sizes);  // for tests, of blocks that real caches would only need for large problems
@@ -123,6 +124,8 @@ void set_cache_sizes(CacheSizes sizes);  // for tests, of blocks that real cache
 // Whether a core multiplies two vectors of 512 bits a clock: a guess, from the 48 KB of L1 cache that most of those
 // have. Beside its multiplications, loads and copies weigh more.
 inline bool wide_cores(const CacheSizes& cache) { return cache.l1 > 32 << 10; }
+// Of those Intel's (Golden Cove was measured) gain by a panel where AMD's (Zen 5) read as fast what lies far apart.
+inline bool wide_intel_cores(const CacheSizes& cache) { return wide_cores(cache) && !cache.amd; }
 
 Plan make_plan(Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache);
 

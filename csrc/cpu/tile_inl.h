@@ -92,6 +92,13 @@ void run_tile(const Tile<T>& tile) {
     for (int v = 0; v < kVectors; ++v) acc[r][v] = broadcast(T{0});
   }
 
+  // The sums come and go: they are fetched while the products are added up.
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(tile.c + r * tile.c_row + v * kLanes, 1);
+  }
+
   using Unpacked = typename UnpackedElement<T, kProducts>::type;
   const T* a_packed = static_cast<const T*>(tile.a);
   const Unpacked* a_row[kRows];
