@@ -136,7 +136,8 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     tile.exact = in_place;
     if constexpr (kStoredAsComputed<Storage>) {
       if (in_place) {
-        tile.b = grad_row(block.group, block.n0, oc0).data + block.j0 + classes.offset(0) - m0 * plan.phase_shift;
+        tile.b = grad_row(block.group, block.n0, oc0).data + block.j0 + classes.offset(segment.begin) -
+                 m0 * plan.phase_shift;
       }
     }
     tile.b_step = panel_step;

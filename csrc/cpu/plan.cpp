@@ -40,6 +40,11 @@ constexpr int64_t kLongestRun = 2048;
 // 7).
 constexpr int64_t kPanelUses = 256, kFewPanelUses = 7, kPanelTaps = 6;
 
+// Rows that input gradients of strides, which have few uses for them, read where they lie, at most: on a Zen 5 48 and 64
+// rows made 1.7 and 1.1 times as many GFLOP/s so (2->48, k 8, stride 4; 1->64, k 16, stride 8), 128 and 512 rows 0.9 and
+// 0.6 times (128->128, k 1, stride 2; 1->512, k 10, stride 5).
+constexpr int64_t kMostStridedRows = 64;
+
 // Time of a dot product over that of the register tile, transposes apart. Weight gradients of 128 weights a channel, as
 // dot products and as outer products: 79 and 60 GFLOP/s on a Zen 4; 79 and 121 on a Xeon of wide cores; 144 and 164 on
 // a Zen 5, where 60 of them make 171 and 147.
@@ -136,21 +141,22 @@ struct PanelPlanner : Planner {
   // Whether rows of the input (or grad_output) are better read where they lie than from a panel, and then, in blocks of
   // how many positions.
   void read_in_place(
-      Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t pitch, int64_t position_stride,
+      Plan& plan, int64_t channels, int64_t rows, int64_t taps, int64_t length, int64_t pitch, int64_t position_stride,
       bool all_packed) const {
     // A panel is a copy, one load and one store for the multiplications of all tiles of rows and taps; but it lies
     // together in the cache, where rows at a multiple of 4096 bytes share a few sets: without it 256 rows 16 KB apart
     // take 5 % less time, 64 KB apart 2 % more, 512 such rows 10 % more.
-    const int64_t uses = ceil_div(rows, tile.rows) * p.kernel_size;
+    const int64_t uses = ceil_div(rows, tile.rows) * taps;
     const int64_t clash = channels * std::gcd(pitch * sizes.storage, cache.l2 / 16);
     int64_t most_uses = kPanelUses, most_clash = 4 * cache.l2;
     if (wide_intel_cores(cache)) {
       most_uses = kFewPanelUses;
     } else if (wide_cores(cache)) {
-      if (p.kernel_size > kPanelTaps) most_uses = kFewPanelUses;
+      if (taps > kPanelTaps) most_uses = kFewPanelUses;
       most_clash = cache.l2 / 2;  // doubles 8 KB apart: 64 of them 11 % faster, 96 of them 16 % slower
     }
-    plan.in_place = p.stride == 1 && same_type && position_stride == 1 && plan.batch_block == 1 && uses <= most_uses &&
+    const bool few_rows = p.stride == 1 || channels <= kMostStridedRows;
+    plan.in_place = same_type && position_stride == 1 && few_rows && plan.batch_block == 1 && uses <= most_uses &&
                     clash <= most_clash;
     if (!plan.in_place || !all_packed) return;
     // The block, and the next one, in a quarter of the L2 cache.
@@ -218,7 +224,9 @@ struct PanelPlanner : Planner {
     const int64_t products = in_per_group * p.kernel_size;
     const bool all_packed = may_pack_all(plan, out_per_group, products);
     if (all_packed) blocks(true);
-    read_in_place(plan, in_per_group, out_per_group, p.out_length, p.input.channel, p.input.position, all_packed);
+    read_in_place(
+        plan, in_per_group, out_per_group, p.kernel_size, p.out_length, p.input.channel, p.input.position * p.stride,
+        all_packed);
     rows_and_units(plan, out_per_group, ceil_div(out_per_group, tile.rows), products, all_packed);
     return plan;
   }
@@ -267,7 +275,7 @@ struct PanelPlanner : Planner {
     const bool all_packed = may_pack_all(plan, rows, out_per_group * taps);
     if (all_packed) blocks(true);
     plan.panel_phases = period;
-    read_in_place(plan, out_per_group, rows, positions, p.output.channel, p.output.position, all_packed);
+    read_in_place(plan, out_per_group, rows, taps, positions, p.output.channel, p.output.position, all_packed);
     rows_and_units(plan, rows, tiles, out_per_group * taps, all_packed);
     if (pads_with_input()) {
       plan.edge_units = p.batch * p.groups;
