@@ -40,9 +40,9 @@ constexpr int64_t kLongestRun = 2048;
 // 7).
 constexpr int64_t kPanelUses = 256, kFewPanelUses = 7, kPanelTaps = 6;
 
-// Rows that input gradients of strides, which have few uses for them, read where they lie, at most: on a Zen 5 48 and 64
-// rows made 1.7 and 1.1 times as many GFLOP/s so (2->48, k 8, stride 4; 1->64, k 16, stride 8), 128 and 512 rows 0.9 and
-// 0.6 times (128->128, k 1, stride 2; 1->512, k 10, stride 5).
+// Rows that input gradients of strides, which have few uses for them, read where they lie, at most: on a Zen 5 48 and
+// 64 rows made 1.7 and 1.1 times as many GFLOP/s so (2->48, k 8, stride 4; 1->64, k 16, stride 8), 128 and 512 rows 0.9
+// and 0.6 times (128->128, k 1, stride 2; 1->512, k 10, stride 5).
 constexpr int64_t kMostStridedRows = 64;
 
 // Time of a dot product over that of the register tile, transposes apart. Weight gradients of 128 weights a channel, as
