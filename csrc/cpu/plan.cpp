@@ -320,7 +320,7 @@ struct PanelPlanner : Planner {
     // weigh. (On a Xeon half, three quarters and all of it made 115, 121 and 125 GFLOP/s of 128->512 channels, k 1.)
     plan.reduction_block =
         dot ? 1024
-            : std::clamp<int64_t>(cache.l1 / sizes.accumulate / std::min(columns, tile_columns), 32, kLongestPart) *
+            : std::clamp<int64_t>(cache.l1 / sizes.accumulate / std::min(columns, tile_columns), 32, 256) *
                   sizes.pair;
     // Panel and transposed grad_output in half of the L2 cache.
     const int64_t operand_budget = panel_budget * sizes.pair;

@@ -86,7 +86,7 @@ struct Plan {
 
 // Products in one part of a sum, about. The rounding errors of a part grow with its length; the sum of the parts costs
 // no measurable time (benchmarks/NOTES.md).
-constexpr int64_t kLongestPart = 256;
+constexpr int64_t kLongestPart = 128;
 
 // Elements that packing a tile's weights may write behind them, and tiles that are packed together at most.
 constexpr int64_t kPackSlack = 8, kMostPackTiles = 32;
