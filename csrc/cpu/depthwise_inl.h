@@ -111,12 +111,20 @@ void for_row_blocks(int64_t channels, int64_t positions, int64_t blocks, int64_t
   }
 }
 
+// Bytes behind what is read of a row that are fetched meanwhile, of this row or, where it is short, of the next ones.
+// Of rows that come from memory the input gradients of 2048 channels, k 4, L 2048 are 2.4 times as fast, those of other
+// layers 1.2 to 1.4 times (float32, Zen 5). Outputs of 16-bit types, whose rows take longer to widen, lose by it, 10 to
+// 20 %, and so do those of strides and of many taps, which don't wait for memory.
+constexpr int64_t kFetchAhead = 4096, kMostFetchedTaps = 8;
+
 template <class Storage>
 struct DepthwiseSums {
   using T = Acc<Storage>;
   static constexpr int64_t kLanes = Vec<T>::kLanes;
   static constexpr int kVectors = 8;  // independent sums, to hide the latency of the FMAs
-  const Conv1dProblem& problem;       // for accumulate and negate
+  const Conv1dProblem& problem;
+  const bool fetches =
+      kStoredAsComputed<Storage> && problem.stride == 1 && problem.kernel_size <= kMostFetchedTaps;
   Scratch scratch;
   DepthwiseRow<Storage> row;
   T *results, *taps;  // a block of positions, for each class of taps; the taps, run by run
@@ -196,6 +204,9 @@ struct DepthwiseSums {
     const int64_t vectors = ceil_div(count, kLanes), tiles = ceil_div(vectors, kVectors);
     for (int64_t i = 0, first = 0; i < tiles; ++i) {
       const int64_t width = (vectors - first + tiles - i - 1) / (tiles - i), at = first * kLanes;
+      for (int64_t v = 0; v < width && fetches; ++v) {
+        __builtin_prefetch(src + at + v * kLanes + kFetchAhead / int64_t{sizeof(Source)});
+      }
       sum_vectors<kVectors>(width, run, end, src + at, min_of(width * kLanes, count - at), dst + at);
       first += width;
     }
@@ -376,6 +387,8 @@ struct DepthwiseDots {
 #pragma GCC unroll 16
     for (int pair = 0; pair < kPairs; ++pair) left[pair] = load(src + 2 * pair);
     const auto add_vector = [&](int chain, int64_t i) __attribute__((always_inline)) {
+      __builtin_prefetch(values + i + kFetchAhead / int64_t{sizeof(Grad)});
+      __builtin_prefetch(src + i + kFetchAhead / int64_t{sizeof(Source)});
       const Vec<T> g = load(values + i);
       if constexpr (kShifts) {
 #pragma GCC unroll 16
