@@ -123,8 +123,7 @@ struct DepthwiseSums {
   static constexpr int64_t kLanes = Vec<T>::kLanes;
   static constexpr int kVectors = 8;  // independent sums, to hide the latency of the FMAs
   const Conv1dProblem& problem;
-  const bool fetches =
-      kStoredAsComputed<Storage> && problem.stride == 1 && problem.kernel_size <= kMostFetchedTaps;
+  const bool fetches = kStoredAsComputed<Storage> && problem.stride == 1 && problem.kernel_size <= kMostFetchedTaps;
   Scratch scratch;
   DepthwiseRow<Storage> row;
   T *results, *taps;  // a block of positions, for each class of taps; the taps, run by run

@@ -61,6 +61,10 @@ constexpr int64_t kMostSharedBytes = 3 << 20, kMostPartBytes = 5 << 19;
 // CPU with 2 MB a core all of it gained nothing (geometric means of 1.00 over 40 layers, each operator).
 constexpr int64_t kMostL2 = 1 << 20;
 
+// Positions that weight gradients sum between two visits of a sum, at most: of sums this long the errors of blocks,
+// which are added up, are half of torch's.
+constexpr int64_t kLongestVisit = 256;
+
 // Output channels of a block of dot products, at least: the rows of grad_output that are read along with the panel.
 constexpr int64_t kDotBlock = 24;
 
@@ -320,7 +324,7 @@ struct PanelPlanner : Planner {
     // weigh. (On a Xeon half, three quarters and all of it made 115, 121 and 125 GFLOP/s of 128->512 channels, k 1.)
     plan.reduction_block =
         dot ? 1024
-            : std::clamp<int64_t>(cache.l1 / sizes.accumulate / std::min(columns, tile_columns), 32, 256) *
+            : std::clamp<int64_t>(cache.l1 / sizes.accumulate / std::min(columns, tile_columns), 32, kLongestVisit) *
                   sizes.pair;
     // Panel and transposed grad_output in half of the L2 cache.
     const int64_t operand_budget = panel_budget * sizes.pair;

@@ -11,9 +11,9 @@ std::vector<uint8_t> run_fft(
   FftArgs args{};
   args.operands = operands;
   const int64_t blocks = problem.batch * plan.phases * plan.blocks;
-  // Two units for each thread, where the pass of the blocks has so many.
-  const int64_t groups =
-      std::clamp((int64_t{2} * at::get_num_threads() + blocks - 1) / blocks, plan.fewest_groups, plan.most_groups);
+  // Two units for each thread, where the pass of the blocks has so many. backward_weight's units are rows.
+  const int64_t units = op == Op::kBackwardWeight ? 1 : int64_t{2} * at::get_num_threads();
+  const int64_t groups = std::clamp((units + blocks - 1) / blocks, plan.fewest_groups, plan.most_groups);
   const at::DataPtr spectra = allocate(groups * plan.weight_bytes), signals = allocate(groups * plan.signal_bytes);
   std::vector<uint8_t> alarms(op == Op::kBackwardWeight ? 1 : problem.batch);
   const bool is_float = kernels.run.sizes.storage == sizeof(float);
