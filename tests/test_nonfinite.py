@@ -77,3 +77,14 @@ def test_denormals_are_numbers(dtype: torch.dtype, isa: str) -> None:
     assert torch.equal(OPS.conv1d(x / 4, w / 2), torch.full_like(output, 9 * tiny / 64))
     grad_input = OPS.conv1d_backward_input(output / 16, w, 40)
     assert torch.equal(grad_input, reference.conv1d_backward_input(output / 16, w, 40).to(dtype))
+
+
+@pytest.mark.parametrize("positions", [298, 299])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_infinity_stays_with_the_taps_that_meet_it(dtype: torch.dtype, positions: int, isa: str) -> None:
+    """Of an odd number of positions, too, where pairs of them are multiplied at once."""
+    x, grad = torch.ones(1, 32, positions + 2, dtype=dtype), torch.ones(1, 64, positions, dtype=dtype)
+    x[..., -1] = torch.inf
+    grad_weight = OPS.conv1d_backward_weight(grad, x, 3)
+    assert torch.equal(grad_weight[..., :2], torch.full_like(grad_weight[..., :2], positions))
+    assert (grad_weight[..., 2] == torch.inf).all()

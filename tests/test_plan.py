@@ -204,6 +204,12 @@ def test_rows_used_a_few_times_are_read_where_they_lie() -> None:
     assert not plan("conv1d", "many channels")["in_place"]
 
 
+def test_few_rows_are_read_where_they_lie_for_input_gradients_of_strides() -> None:
+    shape = {"batch": 1, "in_channels": 2, "kernel_size": 8, "stride": 4, "in_length": 40_000}
+    assert _C.plan("conv1d_backward_input", "float32", **shape, out_channels=48)["in_place"]
+    assert not _C.plan("conv1d_backward_input", "float32", **shape, out_channels=512)["in_place"]
+
+
 def test_rows_that_share_cache_sets_are_copied() -> None:
     shape = {"batch": 1, "in_channels": 512, "out_channels": 48, "kernel_size": 1}
     assert _C.plan("conv1d", "float32", **shape, in_length=16_380)["in_place"]
