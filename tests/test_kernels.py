@@ -174,7 +174,7 @@ def test_matches_oracle_on_large_layers(case: Case, dtype: torch.dtype, isa: str
 
 @pytest.mark.parametrize(("channels", "kernel_size", "groups"), [((768, 768), 1, 4), ((80, 128), 3, 1)])
 def test_errors_are_at_most_twice_those_of_torch(channels: tuple[int, int], kernel_size: int, groups: int) -> None:
-    """Of the norm, where torch's sums are exact: it adds up parts of 16 channels. With parts of 256 products, 2.1, 2.5."""
+    """Of the norm, where torch adds up parts of 16 channels. With parts of 256 products here they were 2.5 and 2.1."""
     torch.manual_seed(0)
     layer = torch.nn.Conv1d(channels[0], channels[1], kernel_size, groups=groups, bias=False).requires_grad_(False)
     x = torch.randn(2, channels[0], 500)

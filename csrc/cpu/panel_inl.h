@@ -253,6 +253,22 @@ void pair_rows(const T* even, const T* odd, int64_t count, T* dst) {
   }
 }
 
+// dst[i] = the pair even[i], odd[i] for i < count, zeros for count <= i < width. odd: null for zeros.
+template <class Storage>
+void pack_pairs_of_rows(const Storage* even, const Storage* odd, int64_t count, int64_t width, float* dst) {
+  constexpr int64_t kLanes = Vec<float>::kLanes;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store(dst + i, make_pairs(load(even + i), odd == nullptr ? broadcast(0.0f) : load(odd + i)));
+  }
+  if (i < count) {
+    const int64_t rest = count - i;
+    const auto last_odd = odd == nullptr ? broadcast(0.0f) : load_partial(odd + i, rest);
+    store_partial(dst + i, make_pairs(load_partial(even + i, rest), last_odd), rest);
+  }
+  for (i = count; i < width; ++i) dst[i] = 0;
+}
+
 // A row of a panel: of batch items [n0, n1), `count` positions from `start` on, `step` apart, then zeros, since rows
 // are read in whole vectors. row_of(n, channel) is where they are; a channel of the panel is kPair<Storage> of those.
 template <class Storage, class RowOf>
@@ -260,7 +276,15 @@ void fill_panel_row(
     const Plan& plan, int64_t n0, int64_t n1, const RowOf& row_of, int64_t panel_channel, int64_t channels,
     int64_t start, int64_t step, int64_t count, Acc<Storage>* dst, Acc<Storage>* odd_row) {
   const int64_t first = panel_channel * kPair<Storage>;
-  const Part inside = part_inside(row_of(n0, first).length, start, step, count);
+  const Row<Storage> row = row_of(n0, first);
+  const Part inside = part_inside(row.length, start, step, count);
+  if constexpr (kPair<Storage> == 2) {
+    const bool whole = n1 - n0 == 1 && inside.begin == 0 && inside.end == count;
+    if (whole && step * row.position_stride == 1) {
+      const Storage* odd = first + 1 < channels ? row_of(n0, first + 1).data + start : nullptr;
+      return pack_pairs_of_rows(row.data + start, odd, count, plan.panel_width, dst);
+    }
+  }
   const auto fill = [&](int64_t channel, Acc<Storage>* to) {
     for (int64_t n = n0; n < n1; ++n, to += plan.item_pitch) {
       const int64_t width = n + 1 < n1 ? plan.item_pitch : plan.panel_width - (n - n0) * plan.item_pitch;
