@@ -6,6 +6,7 @@
 #include "cpu/tap_classes_inl.h"
 #include "cpu/tile_inl.h"
 #include "cpu/panel_inl.h"
+#include "cpu/pack_weight_inl.h"
 #include "cpu/view_inl.h"
 #include "cpu/tiled_inl.h"
 #include "cpu/dot_inl.h"
