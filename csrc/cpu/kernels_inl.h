@@ -13,6 +13,7 @@
 #include "cpu/columns_inl.h"
 #include "cpu/ends_inl.h"
 #include "cpu/depthwise_inl.h"
+#include "cpu/depthwise_weight_inl.h"
 #include "cpu/forward_inl.h"
 #include "cpu/backward_input_inl.h"
 #include "cpu/backward_weight_inl.h"

@@ -130,8 +130,9 @@ bool pack_near_pairs(const Storage* weight, const WeightTile& tile, const Weight
   }
   using Order = decltype(pair_picks(weight, from, count));
   Order order[kMost / kLanes];
-  for (int64_t v = 0; v < vectors; ++v)
+  for (int64_t v = 0; v < vectors; ++v) {
     order[v] = pair_picks(weight, from + v * kLanes, min_of(kLanes, count - v * kLanes));
+  }
   weight += tile.row_offset[0];
   const auto load_at = [&](const Storage* p, int64_t first) {
     return span >= first + kElements ? load_pairs(p + first)

@@ -94,49 +94,43 @@ inline int64_t source_position(PaddingMode mode, int64_t position, int64_t lengt
   return -1;
 }
 
-// With the stride known the compiler makes vector shuffles of it.
 template <class Storage>
 void copy_element(Storage from, Acc<Storage>* to) {
   *to = widen(from);
 }
 inline void copy_element(BFloat16 from, BFloat16* to) { *to = from; }
 
+// With the stride known the compiler makes vector shuffles of it.
 template <int kStride, class Storage, class To>
 void copy_every(const Storage* src, int64_t count, To* __restrict dst) {
   for (int64_t i = 0; i < count; ++i) copy_element(src[i * kStride], dst + i);
 }
 
-template <class Storage>
-void copy_row(const Storage* src, int64_t src_stride, int64_t count, Acc<Storage>* __restrict dst) {
+template <class Storage, class To>
+void copy_elements(const Storage* src, int64_t src_stride, int64_t count, To* __restrict dst) {
   if (src_stride == 2) {
     copy_every<2>(src, count, dst);
   } else if (src_stride == 3) {
     copy_every<3>(src, count, dst);
   } else if (src_stride == 4) {
     copy_every<4>(src, count, dst);
-  } else if (src_stride == 1) {
-    constexpr int64_t kLanes = Vec<Acc<Storage>>::kLanes;
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store(dst + i, load(src + i));
-    if (i < count) store_partial(dst + i, load_partial(src + i, count - i), count - i);
   } else {
-    for (int64_t i = 0; i < count; ++i) dst[i] = widen(src[i * src_stride]);
+    for (int64_t i = 0; i < count; ++i) copy_element(src[i * src_stride], dst + i);
   }
+}
+
+template <class Storage>
+void copy_row(const Storage* src, int64_t src_stride, int64_t count, Acc<Storage>* __restrict dst) {
+  if (src_stride != 1) return copy_elements(src, src_stride, count, dst);
+  constexpr int64_t kLanes = Vec<Acc<Storage>>::kLanes;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(dst + i, load(src + i));
+  if (i < count) store_partial(dst + i, load_partial(src + i, count - i), count - i);
 }
 
 // As they are, for pairs of neighbours.
 inline void copy_row(const BFloat16* src, int64_t src_stride, int64_t count, BFloat16* __restrict dst) {
-  if (src_stride == 1) {
-    copy_every<1>(src, count, dst);
-  } else if (src_stride == 2) {
-    copy_every<2>(src, count, dst);
-  } else if (src_stride == 3) {
-    copy_every<3>(src, count, dst);
-  } else if (src_stride == 4) {
-    copy_every<4>(src, count, dst);
-  } else {
-    for (int64_t i = 0; i < count; ++i) dst[i] = src[i * src_stride];
-  }
+  src_stride == 1 ? copy_every<1>(src, count, dst) : copy_elements(src, src_stride, count, dst);
 }
 
 // Those of the positions start + j * step, j < count, that are in [0, length): j in [begin, end).
