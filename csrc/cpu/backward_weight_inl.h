@@ -151,12 +151,21 @@ struct BackwardWeightPanel {
     }
   }
 
+  // In the columns beyond the channels of so many steps. What scratch memory holds may be denormal, and products of such
+  // numbers take 30 times as long.
+  static void fill_empty_columns(const Block& block, int64_t steps, T* first) {
+    const int64_t channels = block.oc1 - block.oc0, count = block.columns - channels;
+    for (int64_t step = 0; step < steps && count > 0; ++step) {
+      store_partial(first + step * block.columns + channels, broadcast(T{0}), count);
+    }
+  }
+
   // grad[item][step][out_channel], then [item][out_channel] for the last of an odd number of positions.
   void fill_grad(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
     const int64_t channels = block.oc1 - block.oc0, steps = (t1 - t0) / kPositions, rest = (t1 - t0) % kPositions;
-    T* last_step = grad + (n1 - n0) * steps * block.columns;
+    T* const last_steps = grad + (n1 - n0) * steps * block.columns;
     T* dst = grad;
-    for (int64_t n = n0; n < n1; ++n, dst += steps * block.columns, last_step += block.columns) {
+    for (int64_t n = n0; n < n1; ++n, dst += steps * block.columns) {
       const Storage* src = grad_row(block, n, block.oc0, t0);
       if (problem.output.position != 1) {
         for (int64_t step = 0; step < steps; ++step) {
@@ -169,13 +178,13 @@ struct BackwardWeightPanel {
         transpose(src, problem.output.channel, channels, steps, dst, block.columns);
       }
     }
-    if (rest == 0) return;
     // After all others, since a transpose writes behind its end.
-    last_step -= (n1 - n0) * block.columns;
-    for (int64_t n = n0; n < n1; ++n, last_step += block.columns) {
+    for (int64_t n = n0; n < n1 && rest > 0; ++n) {
       copy_step(
-          grad_row(block, n, block.oc0, t0) + kPositions * steps * problem.output.position, channels, rest, last_step);
+          grad_row(block, n, block.oc0, t0) + kPositions * steps * problem.output.position, channels, rest,
+          last_steps + (n - n0) * block.columns);
     }
+    fill_empty_columns(block, (n1 - n0) * (steps + (rest > 0 ? 1 : 0)), grad);
   }
 
   // Of an odd number of positions.

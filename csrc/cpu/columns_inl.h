@@ -416,8 +416,13 @@ struct BackwardWeightColumns {
     for (int64_t q = 0; q < plan.step_table; ++q) column_step[q] = q * plan.panel_width;
   }
 
+  // Vectors that end beyond the column have zeros there: see BackwardWeightPanel::fill_empty_columns.
   void fill(int64_t group, int64_t ic0, int64_t ic1) {
     fill_columns<Storage>(problem, args.input, group, 0, positions, ic0, ic1, columns, plan.panel_width);
+    const int64_t length = (ic1 - ic0) * problem.kernel_size, beyond = plan.panel_width - length;
+    for (int64_t q = 0; q < positions && beyond > 0; ++q) {
+      store_partial(columns + q * plan.panel_width + length, broadcast(T{0}), min_of(beyond, Vec<T>::kLanes));
+    }
   }
 
   // grad[position][row]
