@@ -129,6 +129,17 @@ CASES = [
     Case(3, 33, 40, 65, 4, stride=3, padding=(4, 2), dilation=2),
     Case(5, 70, 50, 66, 1),
     Case(2, 10, 9, 140, 2, padding=(0, 3), groups=2),
+    # Input gradients of few input channels by taps (backward_input_taps_inl.h): several blocks, parts of the sum, tiles
+    # of rows; strides with gaps.
+    Case(2, 1, 2600, 17, 5, padding=(2, 2)),
+    Case(2, 2, 90, 70, 4, padding=(7, 1), dilation=3),
+    Case(1, 1, 1501, 9, 13, stride=2, padding=(9, 2)),
+    Case(2, 4, 64, 36, 3, padding=(1, 1), groups=4),
+    Case(2, 1, 100, 9, 2, stride=3),
+    # ... and long taps over large strides by columns, in several blocks.
+    Case(2, 1, 900, 9, 80, stride=16, padding=(40, 40)),
+    Case(1, 2, 4000, 3, 40, stride=24, padding=(0, 7)),
+    Case(1, 1, 700, 2, 40, stride=9, padding=(90, 3)),
     # One output position; kernels longer than the input.
     Case(2, 3, 5, 7, 5),
     Case(3, 16, 5, 7, 5),

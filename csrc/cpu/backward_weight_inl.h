@@ -151,8 +151,8 @@ struct BackwardWeightPanel {
     }
   }
 
-  // In the columns beyond the channels of so many steps. What scratch memory holds may be denormal, and products of such
-  // numbers take 30 times as long.
+  // In the columns beyond the channels of so many steps. What scratch memory holds may be denormal, and products of
+  // such numbers take 30 times as long.
   static void fill_empty_columns(const Block& block, int64_t steps, T* first) {
     const int64_t channels = block.oc1 - block.oc0, count = block.columns - channels;
     for (int64_t step = 0; step < steps && count > 0; ++step) {

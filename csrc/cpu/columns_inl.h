@@ -270,7 +270,8 @@ void run_outer(const OuterProducts<Storage>& outer, int64_t rows) {
 // conv1d_backward_input for outputs of few positions: the gradients of their columns first,
 //   columns[position][in_channel][tap] = sum over output channels of grad_output * weight,
 // where the weights are read as they are stored, by blocks of output channels; then these are added up where columns
-// overlap. Nothing is multiplied that lies beyond the ends of grad_output.
+// overlap. Nothing is multiplied that lies beyond the ends of grad_output. Columns that several blocks of input
+// positions meet are computed for each.
 template <class Storage>
 struct BackwardInputColumns {
   using T = Acc<Storage>;
@@ -279,12 +280,15 @@ struct BackwardInputColumns {
   const BackwardInputArgs& args;
   const int64_t in_per_group = problem.in_channels / problem.groups;
   const int64_t out_per_group = problem.out_channels / problem.groups;
-  const int64_t grad_pitch = plan.batch_block * problem.out_length;
+  const int64_t grad_pitch = plan.batch_block * plan.item_pitch;
   T *columns, *grad, *padded_row;
 
-  // Items [n0, n1) and input channels [ic0, ic1) of a group.
+  // Items [n0, n1), input positions [i0, i1), which meet output positions [t0, t1), and input channels [ic0, ic1) of a
+  // group.
   struct Block {
-    int64_t n0, n1, group, ic0, ic1;
+    int64_t n0, n1, group, i0, i1, t0, t1, ic0, ic1;
+    int64_t outputs() const { return t1 - t0; }
+    int64_t positions() const { return (n1 - n0) * outputs(); }
   };
 
   BackwardInputColumns(const Conv1dProblem& p, const Plan& pl, const BackwardInputArgs& a, void* memory)
@@ -300,8 +304,9 @@ struct BackwardInputColumns {
     const auto fill = [&](int64_t oc, T* dst) {
       const Storage* src =
           static_cast<const Storage*>(args.grad_output) + (block.group * out_per_group + oc) * problem.output.channel;
-      for (int64_t n = block.n0; n < block.n1; ++n, dst += problem.out_length) {
-        copy_row(src + n * problem.output.batch, problem.output.position, problem.out_length, dst);
+      src += block.t0 * problem.output.position;
+      for (int64_t n = block.n0; n < block.n1; ++n, dst += block.outputs()) {
+        copy_row(src + n * problem.output.batch, problem.output.position, block.outputs(), dst);
       }
     };
     T* dst = grad;
@@ -319,7 +324,7 @@ struct BackwardInputColumns {
   void add_channels(const Block& block, int64_t oc0, int64_t oc1) {
     constexpr int64_t kLanes = Vec<T>::kLanes;
     const int64_t lanes = (block.ic1 - block.ic0) * problem.kernel_size, vectors = ceil_div(lanes, kLanes);
-    const int64_t positions = (block.n1 - block.n0) * problem.out_length;
+    const int64_t positions = block.positions();
     const int64_t strips = ceil_div(vectors, kOuterVectors), row_tiles = ceil_div(positions, kTileRows);
     const Storage* weight = static_cast<const Storage*>(args.weight) +
                             (block.group * out_per_group + oc0) * problem.weight.out_channel +
@@ -347,22 +352,33 @@ struct BackwardInputColumns {
   }
 
   void store_results(const Block& block) {
+    const int64_t begin = block.i0 + problem.padding_left, count = block.i1 - block.i0;  // in the padded row
+    const int64_t first = min_of(begin, block.t0 * problem.stride);                      // what padded_row begins with
     for (int64_t n = block.n0; n < block.n1; ++n) {
       for (int64_t ic = block.ic0; ic < block.ic1; ++ic) {
         for (int64_t i = 0; i < plan.result_elements; ++i) padded_row[i] = 0;
-        const T* column =
-            columns + (n - block.n0) * problem.out_length * plan.panel_width + (ic - block.ic0) * problem.kernel_size;
-        for (int64_t k = 0; k < problem.kernel_size; ++k) add_tap(column + k, padded_row + k * problem.dilation);
+        add_columns(
+            columns + (n - block.n0) * block.outputs() * plan.panel_width + (ic - block.ic0) * problem.kernel_size,
+            block.outputs(), padded_row + block.t0 * problem.stride - first);
         Storage* dst = static_cast<Storage*>(args.grad_input) + n * problem.input.batch +
-                       (block.group * in_per_group + ic) * problem.input.channel;
-        store_row(problem, padded_row + problem.padding_left, problem.in_length, dst, problem.input.position);
+                       (block.group * in_per_group + ic) * problem.input.channel + block.i0 * problem.input.position;
+        store_row(problem, padded_row + begin - first, count, dst, problem.input.position);
       }
     }
   }
 
-  void add_tap(const T* __restrict column, T* __restrict positions) const {
-    const int64_t count = problem.out_length, pitch = plan.panel_width, stride = problem.stride;
-    for (int64_t t = 0; t < count; ++t) positions[t * stride] += column[t * pitch];
+  // Along memory where there are many taps side by side.
+  void add_columns(const T* __restrict column, int64_t outputs, T* __restrict positions) const {
+    const int64_t taps = problem.kernel_size, pitch = plan.panel_width, stride = problem.stride;
+    if (problem.dilation == 1 && taps >= 2 * Vec<T>::kLanes) {
+      for (int64_t t = 0; t < outputs; ++t) {
+        for (int64_t k = 0; k < taps; ++k) positions[t * stride + k] += column[t * pitch + k];
+      }
+    } else {
+      for (int64_t k = 0; k < taps; ++k) {
+        for (int64_t t = 0; t < outputs; ++t) positions[t * stride + k * problem.dilation] += column[t * pitch + k];
+      }
+    }
   }
 
   void compute(const Block& block) {
@@ -375,17 +391,30 @@ struct BackwardInputColumns {
   }
 };
 
-// Work units: [batch block][group][kColumnChannels input channels]. A thread takes as many together as its cache holds.
+// Work units: [batch block][group][position block][kColumnChannels input channels]. A thread takes as many together as
+// its cache holds.
 template <class Storage>
 void backward_input_columns(
     const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* scratch, int64_t begin,
     int64_t end) {
   BackwardInputColumns<Storage> kernel(problem, plan, args, scratch);
   const auto compute = [&](int64_t index, int64_t tile0, int64_t tile1) {
-    const int64_t n0 = index / problem.groups * plan.batch_block, n1 = min_of(n0 + plan.batch_block, problem.batch);
+    typename BackwardInputColumns<Storage>::Block block;
+    block.i0 = index % plan.position_blocks * plan.position_block;
+    block.i1 = min_of(block.i0 + plan.position_block, problem.in_length);
+    index /= plan.position_blocks;
+    block.group = index % problem.groups;
+    block.n0 = index / problem.groups * plan.batch_block;
+    block.n1 = min_of(block.n0 + plan.batch_block, problem.batch);
+    const int64_t reach = (problem.kernel_size - 1) * problem.dilation;
+    block.t0 = max_of(0, ceil_div(block.i0 + problem.padding_left - reach, problem.stride));
+    block.t1 = min_of(problem.out_length, floor_div(block.i1 - 1 + problem.padding_left, problem.stride) + 1);
+    block.t1 = max_of(block.t0, block.t1);
     const int64_t ic_end = min_of(tile1 * kColumnChannels, kernel.in_per_group);
     for (int64_t ic = tile0 * kColumnChannels; ic < ic_end; ic += plan.channel_block) {
-      kernel.compute({n0, n1, index % problem.groups, ic, min_of(ic + plan.channel_block, ic_end)});
+      block.ic0 = ic;
+      block.ic1 = min_of(ic + plan.channel_block, ic_end);
+      kernel.compute(block);
     }
   };
   for_blocks_of_tiles(begin, end, args.first_tile, args.tile_count, compute);

@@ -16,6 +16,7 @@
 #include "cpu/depthwise_weight_inl.h"
 #include "cpu/forward_inl.h"
 #include "cpu/backward_input_inl.h"
+#include "cpu/backward_input_taps_inl.h"
 #include "cpu/backward_weight_inl.h"
 #include "cpu/fft_inl.h"
 #include "cpu/fft_conv_inl.h"
@@ -49,6 +50,10 @@ void backward_input(
     backward_input_depthwise<Storage>(problem, plan, args, scratch, begin, end);
   } else if (plan.algorithm == Algorithm::kColumns) {
     backward_input_columns<Storage>(problem, plan, args, scratch, begin, end);
+  } else if (plan.algorithm == Algorithm::kTaps) {
+    if constexpr (kStoredAsComputed<Storage>) {
+      backward_input_taps<Storage>(problem, plan, args, scratch, begin, end);
+    }
   } else {
     backward_input_panel<Storage>(problem, plan, args, scratch, begin, end);
   }

@@ -433,6 +433,8 @@ const char* algorithm_name(Algorithm algorithm) {
       return "columns";
     case Algorithm::kDepthwise:
       return "depthwise";
+    case Algorithm::kTaps:
+      return "taps";
     case Algorithm::kDot:
       return "dot";
   }
@@ -447,6 +449,7 @@ Plan make_plan(Op op, const Conv1dProblem& problem, ElementSizes sizes, const Ti
   const PanelPlanner planner{{problem, sizes, tile, cache}};
   if (const auto plan = depthwise_plan(op, planner)) return *plan;
   if (const auto plan = columns_plan(op, planner)) return *plan;
+  if (const auto plan = taps_plan(op, planner)) return *plan;
   switch (op) {
     case Op::kForward:
       return planner.forward();

@@ -32,6 +32,9 @@ enum class Algorithm {
   // Depthwise layers: sums of shifted copies of a row (weight gradients: dot products with them), read where it is, or,
   // for strides, split by phase.
   kDepthwise,
+  // Input gradients of few input channels: of a block of grad_output, read where it is, the products of all taps, which
+  // are then shifted and added up.
+  kTaps,
   // Weight gradients of few output channels, or of few weights for each: dot products along the positions.
   kDot,
 };

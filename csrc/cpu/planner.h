@@ -55,5 +55,6 @@ struct Planner {
 // Nothing where other algorithms suit the problem better.
 std::optional<Plan> depthwise_plan(Op op, const Planner& planner);
 std::optional<Plan> columns_plan(Op op, const Planner& planner);
+std::optional<Plan> taps_plan(Op op, const Planner& planner);
 
 }  // namespace conv1d_ext

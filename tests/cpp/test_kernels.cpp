@@ -218,6 +218,7 @@ void check_plans(const std::vector<Met>& plans) {
     for (const bool direct : {false, true}) CHECK(met(op, [&](const Plan& p) { return p.direct == direct; }));
   }
   CHECK(met(Op::kBackwardWeight, uses(Algorithm::kColumns)));
+  CHECK(met(Op::kBackwardInput, uses(Algorithm::kTaps)));
   CHECK(met(Op::kBackwardInput, [](const Plan& p) { return p.edge_units > 0; }));
   for (const Algorithm algorithm : {Algorithm::kPanel, Algorithm::kDot, Algorithm::kDepthwise}) {
     for (const bool in_parts : {false, true}) {

@@ -1,0 +1,128 @@
+// conv1d_backward_input of few input channels, whose tiles would have few rows: all taps of a position of grad_output
+// at once,
+//   products[in_channel][tap][position] = sum over output channels of weight * grad_output
+// so that rows of the register tile are (in_channel, tap) and grad_output is read once, where it lies. Then the rows
+// are shifted and added up. Nothing is multiplied that lies beyond the ends of grad_output.
+#pragma once
+
+namespace conv1d_ext {
+namespace {
+
+template <class Storage>
+struct BackwardInputTaps {
+  using T = Acc<Storage>;
+  const Conv1dProblem& problem;
+  const Plan& plan;
+  const BackwardInputArgs& args;
+  const int64_t in_per_group = problem.in_channels / problem.groups;
+  const int64_t out_per_group = problem.out_channels / problem.groups;
+  const int64_t rows = in_per_group * problem.kernel_size, row_tiles = ceil_div(rows, kTileRows);
+  T *products, *weights, *sums;
+  int64_t* grad_step;
+
+  BackwardInputTaps(const Conv1dProblem& p, const Plan& pl, const BackwardInputArgs& a, void* memory)
+      : problem(p), plan(pl), args(a) {
+    Scratch scratch{static_cast<char*>(memory)};
+    products = scratch.take<T>(plan.panel_elements);
+    weights = scratch.take<T>(plan.weight_elements);
+    sums = scratch.take<T>(plan.result_elements);
+    grad_step = scratch.take<int64_t>(plan.step_table);
+    for (int64_t oc = 0; oc < plan.step_table; ++oc) grad_step[oc] = oc * problem.output.channel;
+  }
+
+  int64_t first_row(int64_t tile) const { return part_begin(rows, row_tiles, tile); }
+
+  // weights[tile][out_channel][row]
+  void pack_weights(int64_t group) {
+    T* to = weights;
+    for (int64_t tile = 0; tile < row_tiles; ++tile) {
+      const Storage* first =
+          static_cast<const Storage*>(args.weight) + group * out_per_group * problem.weight.out_channel;
+      for (int64_t oc = 0; oc < out_per_group; ++oc, first += problem.weight.out_channel) {
+        for (int64_t row = first_row(tile); row < first_row(tile + 1); ++row) {
+          *to++ = widen(
+              first
+                  [row / problem.kernel_size * problem.weight.in_channel +
+                   row % problem.kernel_size * problem.weight.tap]);
+        }
+      }
+    }
+  }
+
+  // Of positions [t0, t1) of grad_output, a part of the sum after the other, so that the rows of a part stay in the
+  // cache for all tiles.
+  void multiply(int64_t n, int64_t group, int64_t t0, int64_t t1) {
+    const T zeros[kTileRows] = {};
+    const Storage* grad = static_cast<const Storage*>(args.grad_output) + n * problem.output.batch +
+                          group * out_per_group * problem.output.channel + t0;
+    Tile<T> tile{};
+    tile.b_step = grad_step;
+    tile.exact = true;
+    tile.c_row = plan.panel_width;
+    tile.columns = t1 - t0;
+    for (int64_t oc = 0; oc < out_per_group; oc += plan.part_channels) {
+      tile.steps = min_of(plan.part_channels, out_per_group - oc);
+      tile.b = grad + oc * problem.output.channel;
+      tile.init = oc == 0 ? zeros : nullptr;
+      for (int64_t i = 0; i < row_tiles; ++i) {
+        const int64_t row = first_row(i), count = first_row(i + 1) - row;
+        tile.a = weights + row * out_per_group + oc * count;
+        tile.c = products + row * plan.panel_width;
+        // What the next tile of columns reads.
+        tile.ahead = i == 0 ? max_vectors(int(count)) * Vec<T>::kLanes : 0;
+        tile.ahead_vector = Vec<T>::kLanes;
+        run_rows<T, true, 1>(tile, count);
+      }
+    }
+  }
+
+  // Input positions [begin, end) of an item and group.
+  void compute(int64_t n, int64_t group, int64_t begin, int64_t end) {
+    const int64_t stride = problem.stride, taps = problem.kernel_size, padded = begin + problem.padding_left;
+    const int64_t t0 = max_of(0, ceil_div(padded - (taps - 1) * problem.dilation, stride));
+    const int64_t t1 = min_of(problem.out_length, floor_div(end - 1 + problem.padding_left, stride) + 1);
+    if (t0 < t1) multiply(n, group, t0, t1);
+    for (int64_t ic = 0; ic < in_per_group; ++ic) {
+      for (int64_t i = 0; i < end - begin; ++i) sums[i] = 0;
+      for (int64_t tap = 0; tap < taps && t0 < t1; ++tap) {
+        // The first of the outputs whose tap lies in [begin, end), and the first one beyond.
+        const int64_t shift = tap * problem.dilation - padded;
+        const int64_t from = max_of(t0, ceil_div(-shift, stride));
+        const int64_t to = min_of(t1, ceil_div(end - begin - shift, stride));
+        if (from < to) {
+          add_row(products + (ic * taps + tap) * plan.panel_width + from - t0, to - from, sums + from * stride + shift);
+        }
+      }
+      Storage* result = static_cast<Storage*>(args.grad_input) + n * problem.input.batch +
+                        (group * in_per_group + ic) * problem.input.channel + begin * problem.input.position;
+      store_row(problem, sums, end - begin, result, problem.input.position);
+    }
+  }
+
+  void add_row(const T* __restrict from, int64_t count, T* __restrict to) const {
+    if (problem.stride == 1) {
+      for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+    } else {
+      for (int64_t i = 0; i < count; ++i) to[i * problem.stride] += from[i];
+    }
+  }
+};
+
+// Work units: [group][batch][block of positions].
+template <class Storage>
+void backward_input_taps(
+    const Conv1dProblem& problem, const Plan& plan, const BackwardInputArgs& args, void* scratch, int64_t begin,
+    int64_t end) {
+  BackwardInputTaps<Storage> kernel(problem, plan, args, scratch);
+  int64_t packed = -1;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t block = unit % plan.position_blocks, n = unit / plan.position_blocks % problem.batch;
+    const int64_t group = unit / plan.position_blocks / problem.batch;
+    if (group != packed) kernel.pack_weights(packed = group);
+    const int64_t first = block * plan.position_block;
+    kernel.compute(n, group, first, min_of(first + plan.position_block, problem.in_length));
+  }
+}
+
+}  // namespace
+}  // namespace conv1d_ext
