@@ -153,13 +153,16 @@ struct PanelPlanner : Planner {
     const int64_t uses = ceil_div(rows, tile.rows) * taps;
     const int64_t clash = channels * std::gcd(pitch * sizes.storage, cache.l2 / 16);
     int64_t most_uses = kPanelUses, most_clash = 4 * cache.l2;
-    if (wide_intel_cores(cache)) {
-      most_uses = kFewPanelUses;
-    } else if (wide_cores(cache)) {
-      if (taps > kPanelTaps) most_uses = kFewPanelUses;
-      most_clash = cache.l2 / 2;  // doubles 8 KB apart: 64 of them 11 % faster, 96 of them 16 % slower
+    if (wide_cores(cache)) {
+      if (!cache.amd || taps > kPanelTaps) most_uses = kFewPanelUses;
+      // Zen 5, doubles 8 KB apart: 64 of them 11 % faster, 96 of them 16 % slower. A Xeon, floats: 256 of them 16 KB
+      // apart 18 % slower (256->40), 512 of them 8 KB apart 30 % (512->32).
+      most_clash = cache.l2 / 2;
     }
-    const bool few_rows = p.stride == 1 || channels <= kMostStridedRows;
+    // More channels have runs so short that it matters that they lie apart (1024->20, L 6000: 9 to 12 ms, by a panel
+    // 7).
+    const bool long_runs = panel_budget / 4 / channels >= tile_columns;
+    const bool few_rows = long_runs && (p.stride == 1 || channels <= kMostStridedRows);
     plan.in_place = same_type && position_stride == 1 && few_rows && plan.batch_block == 1 && uses <= most_uses &&
                     clash <= most_clash;
     if (!plan.in_place || !all_packed) return;
