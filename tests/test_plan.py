@@ -136,6 +136,31 @@ def test_input_gradients_of_few_positions_are_laid_out_as_columns() -> None:
     assert algorithm(32, 21) == "panel"  # adding up the columns would take too long
 
 
+def test_input_gradients_of_few_channels_are_computed_for_all_taps_at_once() -> None:
+    def algorithm(in_channels: int, dtype: str = "float32", **geometry: int) -> str:
+        shape = {"batch": 1, "in_channels": in_channels, "in_length": 4000, "out_channels": 64, "kernel_size": 5}
+        return _C.plan("conv1d_backward_input", dtype, **shape | geometry)["algorithm"]
+
+    assert algorithm(1) == "taps"
+    assert algorithm(1, stride=2) == "taps"
+    assert algorithm(1, "bfloat16") == "panel"  # what is widened is copied
+    assert algorithm(8) == "panel"  # enough rows
+    assert algorithm(1, out_channels=4) == "panel"  # adding the rows up would take too long
+    assert algorithm(1, kernel_size=33) == "panel"
+    assert algorithm(1, dilation=100) == "panel"  # blocks would have too much in common
+
+
+def test_input_gradients_of_long_taps_over_large_strides_are_laid_out_as_columns() -> None:
+    def plan(in_channels: int, stride: int) -> dict:
+        shape = {"batch": 1, "in_channels": in_channels, "in_length": 64_000, "out_channels": 1025}
+        return _C.plan("conv1d_backward_input", "float32", **shape, kernel_size=2048, stride=stride)
+
+    assert plan(1, 512)["algorithm"] == "columns"
+    assert plan(1, 512)["scratch_bytes"] < 1 << 20  # in blocks of positions
+    assert plan(1, 4)["algorithm"] != "columns"
+    assert plan(8, 512)["algorithm"] == "panel"
+
+
 def test_weight_gradients_of_few_positions_are_computed_in_their_own_order() -> None:
     shape = {"in_channels": 512, "out_channels": 1024, "kernel_size": 3, "in_length": 20, "padding_left": 2}
     algorithms = [_C.plan("conv1d_backward_weight", "float32", batch=n, **shape)["algorithm"] for n in (1, 4, 16)]

@@ -117,7 +117,7 @@ struct ForwardColumns {
     const Storage* weight =
         static_cast<const Storage*>(args.weight) + oc0 * problem.weight.out_channel + ic0 * problem.weight.in_channel;
     const int64_t pitch = plan.position_block, count = rows * pitch;
-    for (int64_t i = 0; i < count; ++i) store(vector_sums + i * kLanes, broadcast(T{0}));
+    for (int64_t i = 0; i < round_up(count, kLanes); ++i) store(vector_sums + i * kLanes, broadcast(T{0}));
     for (int64_t i = 0; i < length; i += kDotPiece) {
       const int64_t end = min_of(i + kDotPiece, length);
       const int64_t next = end < length ? kDotPiece : rows * problem.weight.out_channel - i;

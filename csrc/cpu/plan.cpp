@@ -159,10 +159,10 @@ struct PanelPlanner : Planner {
       // apart 18 % slower (256->40), 512 of them 8 KB apart 30 % (512->32).
       most_clash = cache.l2 / 2;
     }
-    // More channels have runs so short that it matters that they lie apart (1024->20, L 6000: 9 to 12 ms, by a panel
-    // 7).
-    const bool long_runs = panel_budget / 4 / channels >= tile_columns;
-    const bool few_rows = long_runs && (p.stride == 1 || channels <= kMostStridedRows);
+    // Long rows of many channels are read in runs so short that it matters that they lie apart (1024->20, L 6000: 9 to
+    // 12 ms, by a panel 7).
+    const bool short_runs = panel_budget / 4 / channels < tile_columns && length > 2 * tile_columns;
+    const bool few_rows = !short_runs && (p.stride == 1 || channels <= kMostStridedRows);
     plan.in_place = same_type && position_stride == 1 && few_rows && plan.batch_block == 1 && uses <= most_uses &&
                     clash <= most_clash;
     if (!plan.in_place || !all_packed) return;

@@ -11,9 +11,6 @@ constexpr int64_t kMostRows = 32;
 // to 1.4 times as fast as the panel.
 constexpr int64_t kFewestChannels = 8;
 
-// Positions that blocks have in common, at most.
-constexpr int64_t kMostHalo = 256;
-
 // Output channels in a part of the sum, at most. So many rows of grad_output are read side by side, and lie in few sets
 // of the caches where they are about a power of two apart. With 128, 64 and 32 of them 2->256 channels, k 15, ran at
 // 93, 107 and 105 GFLOP/s, 1->512, k 10, stride 5, at 30, 29 and 32.
@@ -29,25 +26,29 @@ struct TapsPlanner : Planner {
     const bool few_rows = 2 * in_per_group * std::min(period, p.kernel_size) <= tile.rows;
     return same_type && p.output.position == 1 && !pads_with_input() && p.kernel_size > 1 && few_rows &&
            rows <= kMostRows && out_per_group >= kFewestChannels && rows * out_per_group <= panel_budget / 2 &&
-           halo() <= kMostHalo;
+           4 * halo() <= outputs();
   }
 
-  // Output positions that meet a block of input positions, but for one in `stride`.
+  int64_t part_channels() const { return balanced_block(out_per_group, kPartChannels, 1); }
+
+  // Output positions of a block. Products in a quarter of the L2 cache, and so are the rows of a part. Blocks of 256 to
+  // 2048 took the same time.
+  int64_t outputs() const { return panel_budget / 2 / std::max(rows, part_channels()); }
+
+  // ... of which the next block computes so many, too.
   int64_t halo() const { return ceil_div((p.kernel_size - 1) * p.dilation, p.stride); }
 
   Plan backward_input() const {
     Plan plan{};
     plan.algorithm = Algorithm::kTaps;
     plan.reduction_chunks = 1;
-    plan.part_channels = balanced_block(out_per_group, kPartChannels, 1);
+    plan.part_channels = part_channels();
     plan.tap_block = p.kernel_size;
     plan.channel_block = in_per_group;
-    // Products in a quarter of the L2 cache, and so are the rows of a part. Blocks of 256 to 2048 took the same time.
-    const int64_t outputs = panel_budget / 2 / std::max(rows, plan.part_channels);
-    plan.position_block = balanced_block(p.in_length, (outputs - halo()) * p.stride, tile.lanes);
+    plan.position_block = balanced_block(p.in_length, (outputs() - halo()) * p.stride, tile.lanes);
     plan.position_blocks = ceil_div(p.in_length, plan.position_block);
     plan.item_pitch = ceil_div(plan.position_block, p.stride) + halo();
-    plan.panel_width = row_width(plan.item_pitch + tile.lanes);
+    plan.panel_width = row_width(plan.item_pitch);
     plan.panel_elements = rows * plan.panel_width;
     plan.weight_elements = rows * out_per_group;
     plan.result_elements = plan.position_block;

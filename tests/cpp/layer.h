@@ -3,6 +3,10 @@
 // test's to say.
 #pragma once
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 #include <atomic>
 #include <functional>
 #include <random>
@@ -65,6 +69,23 @@ struct Memory {
 // Runs a pass: calls units(begin, end) for ranges that make up [0, count), in any order, at the same time or not.
 using Units = std::function<void(int64_t begin, int64_t end)>;
 using Deal = std::function<void(int64_t count, Memory shared, const Units& units)>;
+
+// Whether this thread's arithmetic has had a denormal operand since, where the CPU tells.
+class DenormalWatch {
+ public:
+  DenormalWatch() {
+#ifdef __SSE2__
+    _mm_setcsr(_mm_getcsr() & ~_MM_EXCEPT_MASK);
+#endif
+  }
+  bool met_some() const {
+#ifdef __SSE2__
+    return (_mm_getcsr() & _MM_EXCEPT_DENORM) != 0;
+#else
+    return false;
+#endif
+  }
+};
 
 constexpr Family kIndirect[] = {Family::kFft, Family::kToomCook, Family::kAmx};
 
@@ -173,6 +194,10 @@ class Layer {
     for (const uint8_t alarm : alarms) fences_intact_ = fences_intact_ && alarm == 0;
     fences_intact_ = fences_intact_ && alarms.intact();
   }
+
+  // Whether a kernel has computed with what was in its scratch memory before: numbers that are denormal, as small
+  // integers are, take CPUs 30 times as long.
+  bool met_denormals() const { return met_denormals_; }
 
   bool intact() { return fences_intact_ && input.intact() && weight.intact() && bias.intact() && output.intact(); }
 
@@ -295,14 +320,23 @@ class Layer {
     };
   }
 
-  // Each range gets scratch memory of its own, which holds NaN before.
+  // Each range gets scratch memory of its own, which holds NaN before, or denormal numbers.
   template <class Kernel, class Args>
   Units with_scratch(Kernel kernel, const Plan& plan, const Args& args) {
     return [=, this, &plan, &args](int64_t begin, int64_t end) {
       Fenced<char> scratch(plan.scratch_bytes, flush, 64);
+      if (flush == Flush::kBegin) fill_with_denormals(scratch);
+      const DenormalWatch watch;
       kernel(p, plan, args, scratch.data(), begin, end);
+      // Operands of float16 may be denormal themselves.
+      if (!std::is_same_v<T, Float16> && watch.met_some()) met_denormals_ = true;
       if (!scratch.intact()) fences_intact_ = false;
     };
+  }
+
+  // In every floating-point type.
+  static void fill_with_denormals(Fenced<char>& buffer) {
+    for (int64_t i = 0; i < buffer.size(); ++i) buffer[i] = i % 2 == 0 ? 1 : 0;  // 16 bits are 1
   }
 
   // Positions of the input gradient between the taps of all outputs are the caller's to fill with zeros.
@@ -320,7 +354,7 @@ class Layer {
 
   const KernelSet& kernels_;
   const TileShape& tile_;
-  std::atomic<bool> fences_intact_ = true;
+  std::atomic<bool> fences_intact_ = true, met_denormals_ = false;
 };
 
 // Calls f(kernels, tile, T{}) for each storage type T of which the instruction set has kernels that the one before it
