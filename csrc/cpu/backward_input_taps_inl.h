@@ -40,10 +40,8 @@ struct BackwardInputTaps {
           static_cast<const Storage*>(args.weight) + group * out_per_group * problem.weight.out_channel;
       for (int64_t oc = 0; oc < out_per_group; ++oc, first += problem.weight.out_channel) {
         for (int64_t row = first_row(tile); row < first_row(tile + 1); ++row) {
-          *to++ = widen(
-              first
-                  [row / problem.kernel_size * problem.weight.in_channel +
-                   row % problem.kernel_size * problem.weight.tap]);
+          const int64_t ic = row / problem.kernel_size, tap = row % problem.kernel_size;
+          *to++ = widen(first[ic * problem.weight.in_channel + tap * problem.weight.tap]);
         }
       }
     }

@@ -26,7 +26,7 @@ struct TapsPlanner : Planner {
     const bool few_rows = 2 * in_per_group * std::min(period, p.kernel_size) <= tile.rows;
     return same_type && p.output.position == 1 && !pads_with_input() && p.kernel_size > 1 && few_rows &&
            rows <= kMostRows && out_per_group >= kFewestChannels && rows * out_per_group <= panel_budget / 2 &&
-           4 * halo() <= outputs();
+           4 * halo() <= outputs() && p.stride <= tile.rows;  // blocks of results take little memory
   }
 
   int64_t part_channels() const { return balanced_block(out_per_group, kPartChannels, 1); }
