@@ -47,17 +47,17 @@ struct BackwardInputTaps {
     }
   }
 
-  // Of positions [t0, t1) of grad_output, a part of the sum after the other, so that the rows of a part stay in the
+  // Of positions `met` of grad_output, a part of the sum after the other, so that the rows of a part stay in the
   // cache for all tiles.
-  void multiply(int64_t n, int64_t group, int64_t t0, int64_t t1) {
+  void multiply(int64_t n, int64_t group, const Part& met) {
     const T zeros[kTileRows] = {};
     const Storage* grad = static_cast<const Storage*>(args.grad_output) + n * problem.output.batch +
-                          group * out_per_group * problem.output.channel + t0;
+                          group * out_per_group * problem.output.channel + met.begin;
     Tile<T> tile{};
     tile.b_step = grad_step;
     tile.exact = true;
     tile.c_row = plan.panel_width;
-    tile.columns = t1 - t0;
+    tile.columns = met.end - met.begin;
     for (int64_t oc = 0; oc < out_per_group; oc += plan.part_channels) {
       tile.steps = min_of(plan.part_channels, out_per_group - oc);
       tile.b = grad + oc * problem.output.channel;
@@ -76,20 +76,16 @@ struct BackwardInputTaps {
 
   // Input positions [begin, end) of an item and group.
   void compute(int64_t n, int64_t group, int64_t begin, int64_t end) {
-    const int64_t stride = problem.stride, taps = problem.kernel_size, padded = begin + problem.padding_left;
-    const int64_t t0 = max_of(0, ceil_div(padded - (taps - 1) * problem.dilation, stride));
-    const int64_t t1 = min_of(problem.out_length, floor_div(end - 1 + problem.padding_left, stride) + 1);
-    if (t0 < t1) multiply(n, group, t0, t1);
+    const Part met = outputs_that_meet(problem, begin, end);
+    if (met.begin < met.end) multiply(n, group, met);
+    const int64_t first = met.begin * problem.stride - problem.padding_left - begin;  // of the first output, in `sums`
     for (int64_t ic = 0; ic < in_per_group; ++ic) {
       for (int64_t i = 0; i < end - begin; ++i) sums[i] = 0;
-      for (int64_t tap = 0; tap < taps && t0 < t1; ++tap) {
-        // The first of the outputs whose tap lies in [begin, end), and the first one beyond.
-        const int64_t shift = tap * problem.dilation - padded;
-        const int64_t from = max_of(t0, ceil_div(-shift, stride));
-        const int64_t to = min_of(t1, ceil_div(end - begin - shift, stride));
-        if (from < to) {
-          add_row(products + (ic * taps + tap) * plan.panel_width + from - t0, to - from, sums + from * stride + shift);
-        }
+      for (int64_t tap = 0; tap < problem.kernel_size; ++tap) {
+        const int64_t start = first + tap * problem.dilation;
+        const Part inside = part_inside(end - begin, start, problem.stride, met.end - met.begin);
+        const T* row = products + (ic * problem.kernel_size + tap) * plan.panel_width;
+        add_row(row + inside.begin, inside.end - inside.begin, sums + start + inside.begin * problem.stride);
       }
       Storage* result = static_cast<Storage*>(args.grad_input) + n * problem.input.batch +
                         (group * in_per_group + ic) * problem.input.channel + begin * problem.input.position;

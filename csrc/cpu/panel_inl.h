@@ -142,6 +142,12 @@ inline Part part_inside(int64_t length, int64_t start, int64_t step, int64_t cou
   return {begin, max_of(begin, min_of(count, ceil_div(length - start, step)))};
 }
 
+// The output positions that meet input positions [begin, end).
+inline Part outputs_that_meet(const Conv1dProblem& problem, int64_t begin, int64_t end) {
+  const int64_t reach = (problem.kernel_size - 1) * problem.dilation;
+  return part_inside(end - begin + reach, reach - problem.padding_left - begin, problem.stride, problem.out_length);
+}
+
 // dst[j] = padded row at position start + j * step, for j < count; zero for count <= j < width.
 template <class Storage, class To>
 void pack_row(
