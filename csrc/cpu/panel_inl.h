@@ -138,6 +138,7 @@ struct Part {
   int64_t begin, end;
 };
 inline Part part_inside(int64_t length, int64_t start, int64_t step, int64_t count) {
+  if (start >= 0 && start + (count - 1) * step < length) return {0, count};
   const int64_t begin = max_of(0, min_of(count, ceil_div(-start, step)));
   return {begin, max_of(begin, min_of(count, ceil_div(length - start, step)))};
 }
@@ -269,6 +270,19 @@ void pack_pairs_of_rows(const Storage* even, const Storage* odd, int64_t count, 
   for (i = count; i < width; ++i) dst[i] = 0;
 }
 
+// dst[i] = src[i] for i < count, zeros for count <= i < width, which is whole vectors.
+template <class Storage>
+void copy_to_whole_vectors(const Storage* src, int64_t count, int64_t width, Acc<Storage>* dst) {
+  constexpr int64_t kLanes = Vec<Acc<Storage>>::kLanes;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(dst + i, load(src + i));
+  if (i < count) {
+    store(dst + i, load_partial(src + i, count - i));
+    i += kLanes;
+  }
+  for (; i < width; i += kLanes) store(dst + i, broadcast(Acc<Storage>{0}));
+}
+
 // A row of a panel: of batch items [n0, n1), `count` positions from `start` on, `step` apart, then zeros, since rows
 // are read in whole vectors. row_of(n, channel) is where they are; a channel of the panel is kPair<Storage> of those.
 template <class Storage, class RowOf>
@@ -278,11 +292,12 @@ void fill_panel_row(
   const int64_t first = panel_channel * kPair<Storage>;
   const Row<Storage> row = row_of(n0, first);
   const Part inside = part_inside(row.length, start, step, count);
-  if constexpr (kPair<Storage> == 2) {
-    const bool whole = n1 - n0 == 1 && inside.begin == 0 && inside.end == count;
-    if (whole && step * row.position_stride == 1) {
+  if (n1 - n0 == 1 && inside.begin == 0 && inside.end == count && step * row.position_stride == 1) {
+    if constexpr (kPair<Storage> == 2) {
       const Storage* odd = first + 1 < channels ? row_of(n0, first + 1).data + start : nullptr;
       return pack_pairs_of_rows(row.data + start, odd, count, plan.panel_width, dst);
+    } else {
+      return copy_to_whole_vectors(row.data + start, count, plan.panel_width, dst);
     }
   }
   const auto fill = [&](int64_t channel, Acc<Storage>* to) {
