@@ -143,6 +143,10 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     tile.b_step = panel_step;
     tile.init = oc0 == 0 && m0 == 0 ? zeros : nullptr;
     tile.columns = block.columns;
+    const T* packed = packed_weight;  // of the first tile
+    if (plan.pack_weight == PackWeight::kAll) {
+      packed = static_cast<const T*>(args.packed_weight) + packed_offset(block.group, segment, tile0);
+    }
     WeightTile weights[kMostPackTiles];
     for (int64_t some = tile0; some < tile1; some += plan.pack_tiles) {
       const int64_t count = min_of(plan.pack_tiles, tile1 - some);
@@ -170,8 +174,8 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
         } else {
           tile.a = plan.pack_weight == PackWeight::kTiles
                        ? packed_weight + i * packed_tile
-                       : static_cast<const T*>(args.packed_weight) + packed_offset(block.group, segment, some + i) +
-                             (oc0 * segment_taps + m0) * rows;
+                       : packed + (row - first_row(segment, tile0)) * segment_taps * out_per_group +
+                             (some + i - tile0) * kPackSlack + (oc0 * segment_taps + m0) * rows;
           run_sums<T, true, kPair<Storage>>(sums, rows);
         }
       }
@@ -180,20 +184,28 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
 
   void store_results(const Block& block, const Segment& segment, int64_t row0, int64_t row1) {
     const int64_t pitch = round_up(block.columns, Vec<T>::kLanes);
+    const int64_t strides = problem.in_length / problem.stride, beyond = problem.in_length % problem.stride;
+    const int64_t first_rest = classes.residue(segment.begin),
+                  end_rest = first_rest + segment.classes() * problem.dilation;
+    int64_t channel = channel_of(segment, row0);
+    int64_t rest = first_rest + (class_of(segment, row0) - segment.begin) * problem.dilation;
     for (int64_t row = row0; row < row1; ++row) {
-      const int64_t rest = classes.residue(class_of(segment, row));
-      const int64_t count =
-          min_of(block.j1, ceil_div(problem.in_length - rest, problem.stride)) - block.j0;  // not past the input
+      const int64_t count = min_of(block.j1, strides + (rest < beyond)) - block.j0;  // not past the input
       for (int64_t n = block.n0; n < block.n1; ++n) {
         const T* src = results + (row - row0) * pitch + (n - block.n0) * plan.item_pitch;
-        Storage* dst = input_row(block, n, channel_of(segment, row));
+        Storage* dst = input_row(block, n, channel);
         if (block.edges) {
-          fold_edges(block, rest, src, dst, edge_sums() + 2 * channel_of(segment, row));
+          fold_edges(block, rest, src, dst, edge_sums() + 2 * channel);
         } else {
           store_row(
               problem, src, count, dst + (block.j0 * problem.stride + rest) * problem.input.position,
               problem.stride * problem.input.position);
         }
+      }
+      rest += problem.dilation;
+      if (rest == end_rest) {
+        rest = first_rest;
+        ++channel;
       }
     }
   }
