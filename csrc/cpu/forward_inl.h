@@ -131,7 +131,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
       const WeightTile weights = weight_tile(i);
       const int64_t row = first_row(i);
       for (int64_t r = 0; r < weights.rows && first; ++r) init[r] = bias(block.group * out_per_group + row + r);
-      this->prefetch_ahead(&tile, in_place, i - tile0, tile1 - tile0, block.columns);
+      this->prefetch_ahead(&tile, in_place && plan.fetch_ahead, i - tile0, tile1 - tile0, block.columns);
       tile.a_row = weights.row_offset;
       tile.c_row = round_up(block.columns, Vec<T>::kLanes);
       tile.c = results + (row - first_row(tile0)) * tile.c_row;
