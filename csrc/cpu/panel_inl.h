@@ -106,6 +106,12 @@ void copy_every(const Storage* src, int64_t count, To* __restrict dst) {
   for (int64_t i = 0; i < count; ++i) copy_element(src[i * kStride], dst + i);
 }
 
+// Of other strides some CPUs have shuffles, too.
+template <class Storage, class To>
+int64_t copy_strided(const Storage*, int64_t, int64_t, To*) {
+  return 0;
+}
+
 template <class Storage, class To>
 void copy_elements(const Storage* src, int64_t src_stride, int64_t count, To* __restrict dst) {
   if (src_stride == 2) {
@@ -115,7 +121,8 @@ void copy_elements(const Storage* src, int64_t src_stride, int64_t count, To* __
   } else if (src_stride == 4) {
     copy_every<4>(src, count, dst);
   } else {
-    for (int64_t i = 0; i < count; ++i) copy_element(src[i * src_stride], dst + i);
+    for (int64_t i = copy_strided(src, src_stride, count, dst); i < count; ++i)
+      copy_element(src[i * src_stride], dst + i);
   }
 }
 
