@@ -69,44 +69,32 @@ struct BackwardWeightPanel {
     }
   }
 
-  // Pairs: phases next to each other, as large strides have them, taken from each line of memory at once. False where
-  // padding or other strides are in the way.
-  bool fill_by_lines(const Block& block, int64_t n, int64_t ic, int64_t t0, int64_t t1, Element* dst) const {
-    const int64_t taps = block.k1 - block.k0, phases = min_of(plan.panel_phases, taps);
-    const int64_t start = t0 * problem.stride + block.k0 - problem.padding_left;
-    const int64_t count = t1 - t0 + (taps - 1) / plan.panel_phases * plan.phase_shift;
-    const bool inside = start >= 0 && start + (count - 1) * problem.stride + phases <= problem.in_length;
-    if (kPositions == 1 || phases < 8 || problem.dilation != 1 || problem.input.position != 1 || !inside) return false;
-    const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
-                          (block.group * in_per_group + ic) * problem.input.channel + start;
-    constexpr int64_t kLine = 64 / sizeof(Storage);
-    for (int64_t phase = 0; phase < phases; phase += kLine) {
-      const int64_t width = min_of(kLine, phases - phase);
-      for (int64_t j = 0; j < count; ++j) {
-        for (int64_t i = phase; i < phase + width; ++i) {
-          copy_element(data[j * problem.stride + i], dst + i * plan.panel_width + j);
-        }
-      }
-    }
-    return true;
+  Row<Storage> input_row(const Block& block, int64_t n, int64_t ic) const {
+    return {
+        static_cast<const Storage*>(args.input) + n * problem.input.batch +
+            (block.group * in_per_group + ic) * problem.input.channel,
+        problem.input.position, problem.in_length, problem.padding_mode};
   }
 
   void fill_panel(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
     const int64_t taps = block.k1 - block.k0, phases = min_of(plan.panel_phases, taps);
+    const int64_t first = t0 * problem.stride + block.k0 * problem.dilation - problem.padding_left;
+    const auto count = [&](int64_t phase) {
+      return (t1 - t0 - 1) * panel_position_pitch + 1 + (taps - 1 - phase) / plan.panel_phases * plan.phase_shift;
+    };
+    const bool side_by_side = problem.dilation == 1 && problem.input.position == 1 && phases >= kManyPhases;
     for (int64_t ic = block.ic0; ic < block.ic1; ++ic) {
       Element* rows = panel + (ic - block.ic0) * plan.panel_phases * plan.panel_width;
-      if (n1 - n0 == 1 && fill_by_lines(block, n0, ic, t0, t1, rows)) continue;
-      for (int64_t phase = 0; phase < phases; ++phase) {
-        Element* dst = panel + ((ic - block.ic0) * plan.panel_phases + phase) * plan.panel_width;
-        const int64_t start = t0 * problem.stride + (block.k0 + phase) * problem.dilation - problem.padding_left;
-        const int64_t count =
-            (t1 - t0 - 1) * panel_position_pitch + 1 + (taps - 1 - phase) / plan.panel_phases * plan.phase_shift;
-        for (int64_t n = n0; n < n1; ++n, dst += plan.item_pitch) {
-          const Storage* data = static_cast<const Storage*>(args.input) + n * problem.input.batch +
-                                (block.group * in_per_group + ic) * problem.input.channel;
+      for (int64_t n = n0; n < n1; ++n, rows += plan.item_pitch) {
+        const Row<Storage> row = input_row(block, n, ic);
+        if (side_by_side) {
+          pack_phases(row, first, problem.stride, count(0), phases, rows, plan.panel_width);
+          continue;
+        }
+        for (int64_t phase = 0; phase < phases; ++phase) {
           pack_row<Storage>(
-              {data, problem.input.position, problem.in_length, problem.padding_mode}, start, plan.panel_stride, count,
-              count, dst);
+              row, first + phase * problem.dilation, plan.panel_stride, count(phase), count(phase),
+              rows + phase * plan.panel_width);
         }
       }
     }

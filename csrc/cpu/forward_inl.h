@@ -36,31 +36,24 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
         problem.input.position, problem.in_length, problem.padding_mode};
   }
 
-  // Phases next to each other, as large strides have them, are the transpose of the input taken as [position][phase]:
-  // not an element of each line at a time. False where padding or other strides are in the way.
-  bool fill_by_transpose(const Block& block, int64_t ic, int64_t row, int64_t k0, int64_t k1) {
-    const int64_t phases = min_of(plan.panel_phases, k1 - k0);
-    const int64_t start = block.t0 * problem.stride + k0 * problem.dilation - problem.padding_left;
-    const int64_t count = block.t1 - block.t0 + (k1 - k0 - 1) / plan.panel_phases * plan.phase_shift;
-    const bool inside = start >= 0 && start + (count - 1) * problem.stride + phases <= problem.in_length;
-    if (kPair<Storage> == 2 || phases < 8 || problem.dilation != 1 || problem.input.position != 1 || !inside ||
-        block.n1 - block.n0 != 1) {
-      return false;
-    }
-    const Storage* data = input_row(block.group, block.n0, ic).data + start;
-    T* first = panel + row * plan.panel_phases * plan.panel_width;
-    transpose(data, problem.stride, count, phases, first, plan.panel_width);
-    for (int64_t phase = 0; phase < phases; ++phase) {
-      for (int64_t j = count; j < plan.panel_width; ++j) first[phase * plan.panel_width + j] = 0;
-    }
-    return true;
-  }
-
   // Channels of the panel, of which each is kPair<Storage> input channels.
   void fill_panel(const Block& block, int64_t ic0, int64_t ic1, int64_t k0, int64_t k1) {
     const int64_t phases = min_of(plan.panel_phases, k1 - k0);
+    const bool side_by_side = problem.dilation == 1 && problem.input.position == 1 && phases >= kManyPhases;
+    if (side_by_side && kPair<Storage> == 1 && block.n1 - block.n0 == 1) {
+      const int64_t start = block.t0 * problem.stride + k0 - problem.padding_left;
+      const int64_t count = block.t1 - block.t0 + (k1 - k0 - 1) / plan.panel_phases * plan.phase_shift;
+      for (int64_t ic = ic0; ic < ic1; ++ic) {
+        T* first = panel + (ic - ic0) * plan.panel_phases * plan.panel_width;
+        pack_phases(
+            input_row(block.group, block.n0, ic), start, problem.stride, count, phases, first, plan.panel_width);
+        for (int64_t phase = 0; phase < phases; ++phase) {
+          for (int64_t j = count; j < plan.panel_width; ++j) first[phase * plan.panel_width + j] = 0;
+        }
+      }
+      return;
+    }
     for (int64_t ic = ic0; ic < ic1; ++ic) {
-      if (fill_by_transpose(block, ic, ic - ic0, k0, k1)) continue;
       for (int64_t phase = 0; phase < phases; ++phase) {
         T* dst = panel + ((ic - ic0) * plan.panel_phases + phase) * plan.panel_width;
         const int64_t start = block.t0 * problem.stride + (k0 + phase) * problem.dilation - problem.padding_left;

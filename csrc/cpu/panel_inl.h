@@ -17,6 +17,9 @@ struct Scratch {
   }
 };
 
+// Phases of a stride from which on pack_phases is better than a row after the other.
+constexpr int64_t kManyPhases = 8;
+
 // A thread's memory for the operators whose register tile runs over a panel with packed or strided weights.
 template <class T>
 struct PanelMemory {
@@ -156,16 +159,20 @@ inline Part outputs_that_meet(const Conv1dProblem& problem, int64_t begin, int64
   return part_inside(end - begin + reach, reach - problem.padding_left - begin, problem.stride, problem.out_length);
 }
 
+template <class Storage, class To>
+void copy_padded_element(const Row<Storage>& row, int64_t position, To* to) {
+  const bool inside = position >= 0 && position < row.length;
+  const int64_t source = inside ? position : source_position(row.padding_mode, position, row.length);
+  *to = To{};
+  if (source >= 0) copy_element(row.data[source * row.position_stride], to);
+}
+
 // dst[j] = padded row at position start + j * step, for j < count; zero for count <= j < width.
 template <class Storage, class To>
 void pack_row(
     const Row<Storage>& row, int64_t start, int64_t step, int64_t count, const Part& inside, int64_t width, To* dst) {
   const auto fill_edge = [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      const int64_t source = source_position(row.padding_mode, start + j * step, row.length);
-      dst[j] = To{};
-      if (source >= 0) copy_element(row.data[source * row.position_stride], dst + j);
-    }
+    for (int64_t j = begin; j < end; ++j) copy_padded_element(row, start + j * step, dst + j);
   };
   fill_edge(0, inside.begin);
   if (inside.begin < inside.end) {
@@ -230,6 +237,35 @@ inline void transpose_pairs(
   }
 }
 
+// dst[phase * dst_stride + j] = padded row at position start + j * step + phase, for phase < phases and j < count: the
+// transpose of the input taken as [j][phase], so that elements that lie side by side are taken from each line of memory
+// at once. As above, too much is written.
+template <class Storage, class To>
+void pack_phases(
+    const Row<Storage>& row, int64_t start, int64_t step, int64_t count, int64_t phases, To* dst, int64_t dst_stride) {
+  const Part inside = part_inside(row.length - phases + 1, start, step, count);  // all phases of them
+  const Storage* src = row.data + start + inside.begin * step;
+  const int64_t inner = inside.end - inside.begin;
+  if constexpr (sizeof(To) == sizeof(Acc<Storage>)) {
+    transpose(src, step, inner, phases, dst + inside.begin, dst_stride);
+  } else {
+    constexpr int64_t kLine = 64 / sizeof(Storage);
+    for (int64_t phase = 0; phase < phases; phase += kLine) {
+      const int64_t end = min_of(phase + kLine, phases);
+      for (int64_t j = 0; j < inner; ++j) {
+        for (int64_t i = phase; i < end; ++i) copy_element(src[j * step + i], dst + i * dst_stride + inside.begin + j);
+      }
+    }
+  }
+  const auto fill_edge = [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      for (int64_t i = 0; i < phases; ++i) copy_padded_element(row, start + j * step + i, dst + i * dst_stride + j);
+    }
+  };
+  fill_edge(0, inside.begin);
+  fill_edge(inside.end, count);
+}
+
 // The same into a tensor: along the rows of dst, and nothing else is written.
 template <class T>
 void transpose_exactly(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
@@ -277,17 +313,20 @@ void pack_pairs_of_rows(const Storage* even, const Storage* odd, int64_t count, 
   for (i = count; i < width; ++i) dst[i] = 0;
 }
 
-// dst[i] = src[i] for i < count, zeros for count <= i < width, which is whole vectors.
+// dst[i] = src[i - begin] for begin <= i < end, zeros for the other i < width, which is whole vectors.
 template <class Storage>
-void copy_to_whole_vectors(const Storage* src, int64_t count, int64_t width, Acc<Storage>* dst) {
+void copy_between_zeros(const Storage* src, int64_t begin, int64_t end, int64_t width, Acc<Storage>* dst) {
   constexpr int64_t kLanes = Vec<Acc<Storage>>::kLanes;
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(dst + i, load(src + i));
-  if (i < count) {
-    store(dst + i, load_partial(src + i, count - i));
-    i += kLanes;
+  const auto zeros = broadcast(Acc<Storage>{0});
+  for (int64_t i = 0; i < begin; i += kLanes) store(dst + i, zeros);
+  // What ends within a vector is stored with zeros behind; then the vectors from the next multiple on.
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes, src += kLanes) store(dst + i, load(src));
+  for (int64_t zero = i / kLanes * kLanes + kLanes; zero < width; zero += kLanes) store(dst + zero, zeros);
+  if (i < end || i < width) {
+    const auto rest = load_partial(src, max_of(0, end - i));
+    i + kLanes <= width ? store(dst + i, rest) : store_partial(dst + i, rest, width - i);
   }
-  for (; i < width; i += kLanes) store(dst + i, broadcast(Acc<Storage>{0}));
 }
 
 // A row of a panel: of batch items [n0, n1), `count` positions from `start` on, `step` apart, then zeros, since rows
@@ -299,12 +338,14 @@ void fill_panel_row(
   const int64_t first = panel_channel * kPair<Storage>;
   const Row<Storage> row = row_of(n0, first);
   const Part inside = part_inside(row.length, start, step, count);
-  if (n1 - n0 == 1 && inside.begin == 0 && inside.end == count && step * row.position_stride == 1) {
+  const bool whole = inside.begin == 0 && inside.end == count;
+  if (n1 - n0 == 1 && step * row.position_stride == 1) {
     if constexpr (kPair<Storage> == 2) {
       const Storage* odd = first + 1 < channels ? row_of(n0, first + 1).data + start : nullptr;
-      return pack_pairs_of_rows(row.data + start, odd, count, plan.panel_width, dst);
-    } else {
-      return copy_to_whole_vectors(row.data + start, count, plan.panel_width, dst);
+      if (whole) return pack_pairs_of_rows(row.data + start, odd, count, plan.panel_width, dst);
+    } else if (whole || row.padding_mode == PaddingMode::kZeros) {
+      const Storage* src = row.data + start + inside.begin;
+      return copy_between_zeros(src, inside.begin, inside.end, plan.panel_width, dst);
     }
   }
   const auto fill = [&](int64_t channel, Acc<Storage>* to) {

@@ -401,7 +401,9 @@ struct PanelPlanner : Planner {
           std::max<int64_t>(1, p.batch));
     }
     plan.reduction_chunks = std::min(chunks, ceil_div(p.batch, plan.batch_block) * plan.position_blocks);
-    plan.panel_width = row_width(ceil_div(plan.batch_block * plan.item_pitch, sizes.pair)) * sizes.pair;
+    // Behind the last item of several is room for what pack_phases writes too much.
+    const int64_t slack = plan.batch_block > 1 ? tile.lanes : 0;
+    plan.panel_width = row_width(ceil_div(plan.batch_block * plan.item_pitch + slack, sizes.pair)) * sizes.pair;
     const int64_t steps = plan.batch_block * ceil_div(plan.position_block, sizes.pair);
     plan.step_table = dot ? columns : steps;
     plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width / sizes.pair + 64;
