@@ -124,6 +124,9 @@ CASES = [
     Case(1, 8, 16, 16, 1, bias=False),
     Case(2, 7, 19, 5, 1, stride=3),
     Case(2, 6, 10, 9, 1, padding=(2, 1), groups=3),
+    # ... of few rows: several blocks of positions, parts of the channels.
+    Case(1, 70, 2100, 3, 1),
+    Case(1, 3, 2100, 70, 1, bias=False),
     # Columns of few positions (columns_inl.h): 64 output channels and more, several of a batch together.
     Case(25, 70, 8, 66, 3, padding=(1, 1)),
     Case(3, 33, 40, 65, 4, stride=3, padding=(4, 2), dilation=2),
@@ -202,6 +205,8 @@ CASES = [
     Case(1, 33, 515, 34, 3, padding=(2, 2), dilation=2),
     Case(1, 60, 400, 20, 3, padding=(1, 1)),
     Case(1, 3, 1500, 5, 24, stride=12),
+    Case(5, 1, 260, 30, 40, stride=20, padding=(20, 15)),
+    Case(3, 1, 260, 9, 33, stride=11, padding=(16, 16), padding_mode="reflect"),
     # Weight gradients added up in parts: of outer products (in small blocks), of dot products, of depthwise rows.
     Case(17, 3, 30, 8, 3),
     Case(2, 2, 1100, 1, 3, padding=(1, 1)),

@@ -230,6 +230,13 @@ def test_rows_used_a_few_times_are_read_where_they_lie() -> None:
     assert not plan("conv1d", "many channels")["in_place"]
 
 
+def test_pointwise_layers_of_few_rows_read_few_channels_at_a_time_wherever_they_lie() -> None:
+    shape = {"batch": 1, "in_channels": 512, "kernel_size": 1, "in_length": 16_384}
+    for rows, streams in ((1, True), (8, True), (9, False)):
+        chosen = _C.plan("conv1d", "float32", **shape, out_channels=rows)
+        assert (chosen["in_place"], chosen["part_channels"] <= 32) == (streams, streams)
+
+
 def test_few_rows_are_read_where_they_lie_for_input_gradients_of_strides() -> None:
     shape = {"batch": 1, "in_channels": 2, "kernel_size": 8, "stride": 4, "in_length": 40_000}
     assert _C.plan("conv1d_backward_input", "float32", **shape, out_channels=48)["in_place"]

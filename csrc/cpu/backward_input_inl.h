@@ -143,9 +143,9 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     tile.b_step = panel_step;
     tile.init = oc0 == 0 && m0 == 0 ? zeros : nullptr;
     tile.columns = block.columns;
-    const T* packed = packed_weight;  // of the first tile
+    const T* all_packed = nullptr;  // the weights of tile0 among those
     if (plan.pack_weight == PackWeight::kAll) {
-      packed = static_cast<const T*>(args.packed_weight) + packed_offset(block.group, segment, tile0);
+      all_packed = static_cast<const T*>(args.packed_weight) + packed_offset(block.group, segment, tile0);
     }
     WeightTile weights[kMostPackTiles];
     for (int64_t some = tile0; some < tile1; some += plan.pack_tiles) {
@@ -174,7 +174,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
         } else {
           tile.a = plan.pack_weight == PackWeight::kTiles
                        ? packed_weight + i * packed_tile
-                       : packed + (row - first_row(segment, tile0)) * segment_taps * out_per_group +
+                       : all_packed + (row - first_row(segment, tile0)) * segment_taps * out_per_group +
                              (some + i - tile0) * kPackSlack + (oc0 * segment_taps + m0) * rows;
           run_sums<T, true, kPair<Storage>>(sums, rows);
         }
@@ -185,8 +185,8 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   void store_results(const Block& block, const Segment& segment, int64_t row0, int64_t row1) {
     const int64_t pitch = round_up(block.columns, Vec<T>::kLanes);
     const int64_t strides = problem.in_length / problem.stride, beyond = problem.in_length % problem.stride;
-    const int64_t first_rest = classes.residue(segment.begin),
-                  end_rest = first_rest + segment.classes() * problem.dilation;
+    const int64_t first_rest = classes.residue(segment.begin);  // those of its classes are a dilation apart
+    const int64_t end_rest = first_rest + segment.classes() * problem.dilation;
     int64_t channel = channel_of(segment, row0);
     int64_t rest = first_rest + (class_of(segment, row0) - segment.begin) * problem.dilation;
     for (int64_t row = row0; row < row1; ++row) {

@@ -214,7 +214,9 @@ void check_plans(const std::vector<Met>& plans) {
     }
     CHECK(met(op, uses(Algorithm::kDepthwise)));
     CHECK(met(op, uses(Algorithm::kColumns)));
-    CHECK(met(op, [](const Plan& p) { return p.in_place; }));
+    for (const bool fetch : {false, true}) {
+      CHECK(met(op, [&](const Plan& p) { return p.in_place && p.fetch_ahead == fetch; }));
+    }
     for (const bool direct : {false, true}) CHECK(met(op, [&](const Plan& p) { return p.direct == direct; }));
   }
   CHECK(met(Op::kBackwardWeight, uses(Algorithm::kColumns)));
