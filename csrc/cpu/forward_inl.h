@@ -109,7 +109,6 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
         [&](int64_t k) { return k * problem.weight.tap; });
     Tile<T>& tile = sums.tile;
     tile.a_step = weight_step;
-    tile.a_ahead = kTileRows * problem.weight.out_channel;  // of the next tile: the weights are the traffic
     tile.b = panel;
     tile.exact = in_place;
     if constexpr (kStoredAsComputed<Storage>) {
@@ -126,6 +125,8 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
       for (int64_t r = 0; r < weights.rows && first; ++r) init[r] = bias(block.group * out_per_group + row + r);
       this->prefetch_ahead(&tile, in_place && plan.fetch_ahead, i - tile0, tile1 - tile0, block.columns);
       tile.a_row = weights.row_offset;
+      // The next tile's weights: they are the traffic where they aren't packed.
+      tile.a_ahead = i + 1 < tile1 ? kTileRows * problem.weight.out_channel : 0;
       tile.c_row = round_up(block.columns, Vec<T>::kLanes);
       tile.c = results + (row - first_row(tile0)) * tile.c_row;
       if constexpr (kStoredAsComputed<Storage>) {
