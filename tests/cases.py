@@ -207,6 +207,9 @@ CASES = [
     Case(1, 3, 1500, 5, 24, stride=12),
     Case(5, 1, 260, 30, 40, stride=20, padding=(20, 15)),
     Case(3, 1, 260, 9, 33, stride=11, padding=(16, 16), padding_mode="reflect"),
+    # ... of which the last ones, of no tap, lie beyond the widest padding.
+    Case(2, 1, 40, 5, 34, stride=11, padding=(39, 39), padding_mode="reflect"),
+    Case(2, 1, 40, 5, 34, stride=11, padding=(40, 40), padding_mode="circular"),
     # Weight gradients added up in parts: of outer products (in small blocks), of dot products, of depthwise rows.
     Case(17, 3, 30, 8, 3),
     Case(2, 2, 1100, 1, 3, padding=(1, 1)),

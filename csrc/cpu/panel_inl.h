@@ -159,12 +159,13 @@ inline Part outputs_that_meet(const Conv1dProblem& problem, int64_t begin, int64
   return part_inside(end - begin + reach, reach - problem.padding_left - begin, problem.stride, problem.out_length);
 }
 
+// Zero beyond the padding, too.
 template <class Storage, class To>
 void copy_padded_element(const Row<Storage>& row, int64_t position, To* to) {
   const bool inside = position >= 0 && position < row.length;
   const int64_t source = inside ? position : source_position(row.padding_mode, position, row.length);
   *to = To{};
-  if (source >= 0) copy_element(row.data[source * row.position_stride], to);
+  if (source >= 0 && source < row.length) copy_element(row.data[source * row.position_stride], to);
 }
 
 // dst[j] = padded row at position start + j * step, for j < count; zero for count <= j < width.
@@ -239,7 +240,7 @@ inline void transpose_pairs(
 
 // dst[phase * dst_stride + j] = padded row at position start + j * step + phase, for phase < phases and j < count: the
 // transpose of the input taken as [j][phase], so that elements that lie side by side are taken from each line of memory
-// at once. As above, too much is written.
+// at once. As above, too much is written. The last positions of the last phases may lie beyond the padding.
 template <class Storage, class To>
 void pack_phases(
     const Row<Storage>& row, int64_t start, int64_t step, int64_t count, int64_t phases, To* dst, int64_t dst_stride) {
