@@ -173,7 +173,11 @@ template <class Storage, class To>
 void pack_row(
     const Row<Storage>& row, int64_t start, int64_t step, int64_t count, const Part& inside, int64_t width, To* dst) {
   const auto fill_edge = [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) copy_padded_element(row, start + j * step, dst + j);
+    if (row.padding_mode == PaddingMode::kZeros) {
+      for (int64_t j = begin; j < end; ++j) dst[j] = To{};
+    } else {
+      for (int64_t j = begin; j < end; ++j) copy_padded_element(row, start + j * step, dst + j);
+    }
   };
   fill_edge(0, inside.begin);
   if (inside.begin < inside.end) {
