@@ -206,6 +206,7 @@ CASES = [
     Case(1, 60, 400, 20, 3, padding=(1, 1)),
     Case(1, 3, 1500, 5, 24, stride=12),
     Case(5, 1, 260, 30, 40, stride=20, padding=(20, 15)),
+    Case(6, 2, 96, 5, 8, stride=11),
     Case(3, 1, 260, 9, 33, stride=11, padding=(16, 16), padding_mode="reflect"),
     # ... of which the last ones, of no tap, lie beyond the widest padding.
     Case(2, 1, 40, 5, 34, stride=11, padding=(39, 39), padding_mode="reflect"),

@@ -15,6 +15,7 @@ LAYERS = {
     "dense": (512, 512, 3, {"padding_left": 1, "padding_right": 1}),
     "strided": (512, 512, 3, {"stride": 2}),
     "pointwise": (1024, 2048, 1, {}),
+    "pointwise, few rows": (512, 4, 1, {}),
     "depthwise": (1536, 1536, 4, {"padding_left": 3, "groups": 1536}),
     "grouped": (768, 768, 128, {"padding_left": 64, "padding_right": 64, "groups": 16}),
     "front end": (1, 512, 10, {"stride": 5}),
@@ -57,7 +58,7 @@ def test_memory_is_bounded_whatever_the_batch_and_length(op: str, kind: str, dty
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kernel_size", [1, 3, 500, 2000])
-@pytest.mark.parametrize("channels", [(1, 4096), (4096, 1), (64, 1024), (1024, 4096)])
+@pytest.mark.parametrize("channels", [(1, 4096), (4096, 1), (8, 4096), (4096, 8), (64, 1024), (1024, 4096)])
 @pytest.mark.parametrize("op", OPS)
 def test_memory_is_bounded_whatever_the_kernel(
     op: str, channels: tuple[int, int], kernel_size: int, dtype: str
@@ -232,7 +233,7 @@ def test_rows_used_a_few_times_are_read_where_they_lie() -> None:
 
 def test_pointwise_layers_of_few_rows_read_few_channels_at_a_time_wherever_they_lie() -> None:
     shape = {"batch": 1, "in_channels": 512, "kernel_size": 1, "in_length": 16_384}
-    for rows, streams in ((1, True), (8, True), (9, False)):
+    for rows, streams in ((1, True), (4, True), (9, False)):  # tiles have 4 to 8 rows
         chosen = _C.plan("conv1d", "float32", **shape, out_channels=rows)
         assert (chosen["in_place"], chosen["part_channels"] <= 32) == (streams, streams)
 

@@ -17,8 +17,8 @@ struct Scratch {
   }
 };
 
-// Phases of a stride from which on pack_phases is better than a row after the other.
-constexpr int64_t kManyPhases = 8;
+// Phases, or taps, side by side from which on pack_phases is better than a row after the other.
+constexpr int64_t kManyPhases = kMostPhases + 1;
 
 // A thread's memory for the operators whose register tile runs over a panel with packed or strided weights.
 template <class T>
@@ -242,9 +242,28 @@ inline void transpose_pairs(
   }
 }
 
+// The same into a tensor: along the rows of dst, and nothing else is written.
+template <class T>
+void transpose_exactly(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
+  constexpr int64_t kSide = kSquare<T>;
+  for (int64_t column = 0; column < columns; column += kSide) {
+    const int64_t width = min_of(kSide, columns - column);
+    T* to = dst + column * dst_stride;
+    int64_t row = 0;
+    for (; row + kSide <= rows; row += kSide) {
+      transpose_square(src + row * src_stride + column, src_stride, kSide, width, to + row, dst_stride);
+    }
+    for (; row < rows; ++row) {
+      for (int64_t c = 0; c < width; ++c) to[c * dst_stride + row] = src[row * src_stride + column + c];
+    }
+  }
+}
+
 // dst[phase * dst_stride + j] = padded row at position start + j * step + phase, for phase < phases and j < count: the
 // transpose of the input taken as [j][phase], so that elements that lie side by side are taken from each line of memory
-// at once. As above, too much is written. The last positions of the last phases may lie beyond the padding.
+// at once. The last positions of the last phases may lie beyond the padding. Up to kPackSlack elements behind the
+// `count` of each row are written, too: rows are to be filled in their order, with room behind the last of several
+// items.
 template <class Storage, class To>
 void pack_phases(
     const Row<Storage>& row, int64_t start, int64_t step, int64_t count, int64_t phases, To* dst, int64_t dst_stride) {
@@ -252,6 +271,7 @@ void pack_phases(
   const Storage* src = row.data + start + inside.begin * step;
   const int64_t inner = inside.end - inside.begin;
   if constexpr (sizeof(To) == sizeof(Acc<Storage>)) {
+    static_assert(kSquare<To> <= kPackSlack);
     transpose(src, step, inner, phases, dst + inside.begin, dst_stride);
   } else {
     constexpr int64_t kLine = 64 / sizeof(Storage);
@@ -269,23 +289,6 @@ void pack_phases(
   };
   fill_edge(0, inside.begin);
   fill_edge(inside.end, count);
-}
-
-// The same into a tensor: along the rows of dst, and nothing else is written.
-template <class T>
-void transpose_exactly(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
-  constexpr int64_t kSide = kSquare<T>;
-  for (int64_t column = 0; column < columns; column += kSide) {
-    const int64_t width = min_of(kSide, columns - column);
-    T* to = dst + column * dst_stride;
-    int64_t row = 0;
-    for (; row + kSide <= rows; row += kSide) {
-      transpose_square(src + row * src_stride + column, src_stride, kSide, width, to + row, dst_stride);
-    }
-    for (; row < rows; ++row) {
-      for (int64_t c = 0; c < width; ++c) to[c * dst_stride + row] = src[row * src_stride + column + c];
-    }
-  }
 }
 
 // dst[i] = the pair even[i], odd[i]; dst may be even. odd: null for zeros.
@@ -328,7 +331,7 @@ void copy_between_zeros(const Storage* src, int64_t begin, int64_t end, int64_t 
   int64_t i = begin;
   for (; i + kLanes <= end; i += kLanes, src += kLanes) store(dst + i, load(src));
   for (int64_t zero = i / kLanes * kLanes + kLanes; zero < width; zero += kLanes) store(dst + zero, zeros);
-  if (i < end || i < width) {
+  if (i < width) {
     const auto rest = load_partial(src, max_of(0, end - i));
     i + kLanes <= width ? store(dst + i, rest) : store_partial(dst + i, rest, width - i);
   }

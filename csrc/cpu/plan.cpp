@@ -28,8 +28,9 @@ constexpr int64_t kFewColumnTiles = 5;
 // are packed at once: 256, 512 and 1024 made it 122, 141 and 144 GFLOP/s for 2048->2048 channels, k 1.
 constexpr int64_t kLeastPieceBytes = 1024;
 
-// Positions that are copied to a panel in one run, at most. Between runs the row changes, and in memory of small pages
-// each row costs a page walk: copies of 32 rows ran at 7, 9, 12 and 24 GB/s in runs of 192, 384, 768 and 1536 floats.
+// Positions that are copied to a panel, or read where they lie, in one run, at most. Between runs the row changes, and
+// in memory of small pages each row costs a page walk: copies of 32 rows ran at 7, 9, 12 and 24 GB/s in runs of 192,
+// 384, 768 and 1536 floats.
 constexpr int64_t kLongestRun = 2048;
 
 // Multiplications of a panel's element, in tiles of rows, beyond which rows are not read where they lie. On a Zen 4, at
@@ -155,8 +156,12 @@ struct PanelPlanner : Planner {
     plan.in_place = true;
     plan.fetch_ahead = false;
     plan.part_channels = balanced_block(channels, kStreamedChannels, 1);
-    plan.channel_block = channels;
-    plan.position_block = whole_tiles(length, kLongestRun);
+    // One tile's weights in half of the L2 cache; sums in half of the L1 cache.
+    plan.pack_tiles = 1;
+    const int64_t parts = std::max<int64_t>(1, panel_budget / tile.rows / plan.part_channels);
+    plan.channel_block = std::min(channels, parts * plan.part_channels);
+    const int64_t run = cache.l1 / 2 / sizes.accumulate / rows;
+    plan.position_block = whole_tiles(length, std::clamp(run, 2 * tile_columns, kLongestRun));
     plan.position_blocks = ceil_div(length, plan.position_block);
     return true;
   }
@@ -402,7 +407,7 @@ struct PanelPlanner : Planner {
     }
     plan.reduction_chunks = std::min(chunks, ceil_div(p.batch, plan.batch_block) * plan.position_blocks);
     // Behind the last item of several is room for what pack_phases writes too much.
-    const int64_t slack = plan.batch_block > 1 ? tile.lanes : 0;
+    const int64_t slack = plan.batch_block > 1 ? kPackSlack : 0;
     plan.panel_width = row_width(ceil_div(plan.batch_block * plan.item_pitch + slack, sizes.pair)) * sizes.pair;
     const int64_t steps = plan.batch_block * ceil_div(plan.position_block, sizes.pair);
     plan.step_table = dot ? columns : steps;
