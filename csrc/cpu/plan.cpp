@@ -67,8 +67,8 @@ constexpr int64_t kMostL2 = 1 << 20;
 constexpr int64_t kLongestVisit = 256;
 
 // Channels that are read side by side where each element is used once, by a single tile of rows: few enough for the
-// prefetchers of the CPU to follow their rows. On a Xeon with 8, 16, 32 and 64 of them 512->8 channels ran at 66, 75,
-// 72 and 58 GFLOP/s, 8 x 96->3 at 27, 27, 29 and 21; by a panel at 58 and 16.
+// prefetchers of the CPU to follow their rows. On a Xeon with 16, 32 and 64 of them, in runs of 1024, 512->8 channels
+// ran at 75, 73 and 58 GFLOP/s, 8 x 96->3 at 27, 27 and 21; by a panel at 58 and 16.
 constexpr int64_t kStreamedChannels = 32;
 
 // Output channels of a block of dot products, at least: the rows of grad_output that are read along with the panel.
