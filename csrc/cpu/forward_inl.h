@@ -89,6 +89,14 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
            (tile - args.first_tile) * kPackSlack;
   }
 
+  // Weights that are packed for a tile, `count` of each row, to be fetched by so many tiles before.
+  NextWeights next_weights(const Storage* weight, int64_t tile, int64_t count, int64_t tiles) const {
+    const bool rows_as_they_are = problem.weight.tap == 1 && problem.weight.in_channel == problem.kernel_size;
+    if (plan.pack_weight != PackWeight::kTiles || !rows_as_they_are) return {};
+    const int64_t row = first_row(tile), pitch = problem.weight.out_channel;
+    return {weight + row * pitch, pitch, first_row(tile + 1) - row, count, tiles};
+  }
+
   // Adds taps [k0, k1) of channels [ic0, ic1) of the panel to the output channels of tiles [tile0, tile1).
   void run(const Block& block, int64_t tile0, int64_t tile1, int64_t ic0, int64_t ic1, int64_t k0, int64_t k1) {
     const int64_t channel = ic0 * kPair<Storage>, channels = min_of(ic1 * kPair<Storage>, in_per_group) - channel;
@@ -124,6 +132,11 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
       const int64_t row = first_row(i);
       for (int64_t r = 0; r < weights.rows && first; ++r) init[r] = bias(block.group * out_per_group + row + r);
       this->prefetch_ahead(&tile, in_place && plan.fetch_ahead, i - tile0, tile1 - tile0, block.columns);
+      NextWeights next;
+      if (i + 1 < tile1) {
+        next = next_weights(weight, i + 1, channels * sums.taps, tiles_of_sums(sums, weights.rows, block.columns));
+      }
+      tile.next_weights = &next;
       tile.a_row = weights.row_offset;
       // The next tile's weights: they are the traffic where they aren't packed.
       tile.a_ahead = i + 1 < tile1 ? kTileRows * problem.weight.out_channel : 0;

@@ -57,6 +57,38 @@ inline float load_element(const BFloat16* p) {
   return pair;
 }
 
+// Weights that are packed next: a part of each of a few rows. Each tile fetches a share of their lines into the L2
+// cache, so that they come while products are added up.
+class NextWeights {
+ public:
+  NextWeights() = default;
+  // `count` weights of each of so many rows, `pitch` apart, in as many shares as there are tiles.
+  template <class Storage>
+  NextWeights(const Storage* weight, int64_t pitch, int64_t rows, int64_t count, int64_t tiles)
+      : row_(reinterpret_cast<const char*>(weight)),
+        pitch_(pitch * int64_t{sizeof(Storage)}),
+        rows_(rows),
+        row_bytes_(count * int64_t{sizeof(Storage)}),
+        share_(ceil_div(rows * ceil_div(row_bytes_, kLine), tiles)) {}
+
+  void fetch_share() {
+    for (int64_t i = 0; i < share_ && rows_ > 0; ++i) {
+      __builtin_prefetch(row_ + at_, 0, 2);
+      at_ += kLine;
+      if (at_ < row_bytes_) continue;
+      at_ = 0;
+      row_ += pitch_;
+      --rows_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char* row_ = nullptr;
+  int64_t pitch_ = 0, rows_ = 0, row_bytes_ = 0, share_ = 0;
+  int64_t at_ = 0;  // in the row
+};
+
 template <class T>
 struct Tile {
   // Steps number the products of a sum: the pairs (channel, tap), taps first.
@@ -77,6 +109,7 @@ struct Tile {
   int64_t c_row;
   const T* init;
   int64_t columns;
+  NextWeights* next_weights;  // or null
 };
 
 // What a tile fetches beside what it multiplies. A function for each case, and none of them inlined: else the loop is
@@ -180,6 +213,7 @@ void run_row_tile(Tile<T> tile) {
     tile.b = first.b + begin * kLanes;
     tile.c = first.c + begin * kLanes;
     tile.columns = min_of(end * kLanes, columns) - begin * kLanes;
+    if (tile.next_weights != nullptr) tile.next_weights->fetch_share();
     run_tile_of_width<T, kPacked, kProducts, kRows, max_vectors(kRows)>(tile, end - begin);
   }
   if (vectors * kLanes < columns) {
@@ -207,10 +241,23 @@ struct Sums {
   int64_t a_channel, b_channel;  // from channel to channel; of a, where it isn't packed
 };
 
+// Taps of a channel in one part.
+template <class T>
+int64_t part_taps(const Sums<T>& sums) {
+  return sums.part_channels > 1 ? sums.taps : ceil_div(sums.taps, ceil_div(sums.taps, kLongestPart));
+}
+
+// Tiles that the sums of some rows are made of.
+template <class T>
+int64_t tiles_of_sums(const Sums<T>& sums, int64_t rows, int64_t columns) {
+  return ceil_div(sums.channels, sums.part_channels) * ceil_div(sums.taps, part_taps(sums)) *
+         ceil_div(ceil_div(columns, Vec<T>::kLanes), max_vectors(int(rows)));
+}
+
 // Part by part: plan.part_channels channels, or at most kLongestPart of the taps of one.
 template <class T, bool kPacked, int kProducts>
 void run_sums(const Sums<T>& sums, int64_t rows) {
-  const int64_t tap_step = sums.part_channels > 1 ? sums.taps : ceil_div(sums.taps, ceil_div(sums.taps, kLongestPart));
+  const int64_t tap_step = part_taps(sums);
   for (int64_t channel = 0; channel < sums.channels; channel += sums.part_channels) {
     for (int64_t tap = 0; tap < sums.taps; tap += tap_step) {
       Tile<T> part = sums.tile;
