@@ -265,6 +265,19 @@ def test_short_sequences_share_a_panel() -> None:
     assert _C.plan("conv1d", "float32", batch=100, **shape)["batch_block"] > 1
 
 
+@pytest.mark.parametrize("op", OPS[:2])
+def test_sequences_that_fill_a_tile_share_a_panel_where_vectors_would_be_idle(op: str) -> None:
+    def items(length: int, **layer: int) -> int:
+        shape = {"batch": 16, "in_channels": 64, "out_channels": 64, "kernel_size": 3, "in_length": length + 2}
+        return _C.plan(op, "float32", **shape | layer)["batch_block"]
+
+    assert items(50) > 1
+    assert items(50, batch=1) == 1
+    assert items(192) == 1  # whole vectors
+    assert items(1000) == 1
+    assert items(50, kernel_size=1) == 1  # read where they lie
+
+
 def test_rejects_unknown_names() -> None:
     with pytest.raises(ValueError, match="unknown operator 'conv2d'"):
         plan("conv2d", "dense")
