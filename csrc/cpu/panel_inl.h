@@ -51,15 +51,6 @@ struct PanelMemory {
       }
     }
   }
-
-  // Rows that are read where they lie come from memory: while a block of `columns` is computed, the next one is
-  // fetched, by the first of the tiles of rows, a vector of each tile's columns by each, so that it takes its time.
-  static void prefetch_ahead(Tile<T>* tile, bool fetch, int64_t index, int64_t tiles, int64_t columns) {
-    constexpr int64_t kLanes = Vec<T>::kLanes, kVectors = kTileColumns<T> / kLanes;
-    const bool one_by_one = tiles >= kVectors, now = fetch && index < (one_by_one ? kVectors : 1);
-    tile->ahead = now ? columns + index * kLanes : 0;
-    tile->ahead_vector = now && !one_by_one ? kLanes : 0;
-  }
 };
 
 // Of work units [begin, end), which are [block][tile] with `count` tiles from `first` on, calls body(block, tile0,

@@ -101,8 +101,7 @@ struct Tile {
   const T* b;
   const int64_t* b_step;
   bool exact;
-  // With vector v of b, the widest tiles prefetch what lies `ahead` + v * ahead_vector behind its first; 0: nothing.
-  int64_t ahead, ahead_vector;
+  int64_t ahead;  // with each vector of b, all but narrow tiles prefetch what lies so far behind it; 0: nothing
   int64_t steps;
   // c[row * c_row + column]; the sums are added to init[row], or to c where init is null.
   T* c;
@@ -158,7 +157,7 @@ __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       b_vector[v] = kExact ? load_partial(b, tail) : load(b + v * kLanes);
-      if (kFetch == Fetch::kAheadOfB) __builtin_prefetch(b + tile.ahead + v * tile.ahead_vector);
+      if (kFetch == Fetch::kAheadOfB) __builtin_prefetch(b + tile.ahead + v * kLanes);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -189,7 +188,7 @@ template <class T, bool kPacked, int kProducts, int kRows, int kVectors>
 void run_tile_of_width(const Tile<T>& tile, int64_t vectors) {
   if constexpr (kVectors > 0) {
     if (vectors == kVectors) {
-      if constexpr (kVectors == max_vectors(kRows) && (kPacked || kRows == 1)) {
+      if constexpr (2 * kVectors > max_vectors(kRows) && (kPacked || kRows == 1)) {
         if (tile.ahead != 0) return run_tile<T, kRows, kVectors, kPacked, kProducts, false, Fetch::kAheadOfB>(tile);
       }
       if constexpr (!kPacked) {
