@@ -127,11 +127,10 @@ CASES = [
     # ... of few rows: several blocks of positions, parts of the channels.
     Case(1, 70, 2100, 3, 1),
     Case(1, 3, 2100, 70, 1, bias=False),
-    # Several items side by side that each fill a tile, too; the last ones alone.
-    Case(4, 20, 50, 72, 5, padding=(2, 2)),
-    Case(5, 12, 83, 34, 4, stride=2, padding=(1, 2), groups=2),
-    Case(2, 66, 65, 65, 1),
-    Case(3, 9, 100, 17, 3, padding=(2, 1), dilation=2, padding_mode="circular"),
+    # Several items side by side, each of which fills a tile, and fewer at last.
+    Case(5, 40, 50, 50, 3, padding=(2, 2), dilation=2, padding_mode="circular"),
+    Case(5, 64, 99, 60, 4, stride=2, padding=(1, 2), groups=2),
+    Case(3, 40, 100, 40, 5, padding=(2, 2), padding_mode="reflect"),
     # Columns of few positions (columns_inl.h): 64 output channels and more, several of a batch together.
     Case(25, 70, 8, 66, 3, padding=(1, 1)),
     Case(3, 33, 40, 65, 4, stride=3, padding=(4, 2), dilation=2),

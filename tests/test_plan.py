@@ -63,7 +63,7 @@ def test_memory_is_bounded_whatever_the_batch_and_length(op: str, kind: str, dty
 def test_memory_is_bounded_whatever_the_kernel(
     op: str, channels: tuple[int, int], kernel_size: int, dtype: str
 ) -> None:
-    for batch, positions, stride in itertools.product((1, 1000), (1, 20, 200), (1, 2, 500)):
+    for batch, positions, stride in itertools.product((1, 1000), (1, 20, 50, 100, 200), (1, 2, 500)):
         in_length = kernel_size + (positions - 1) * stride
         shape = {"batch": batch, "in_channels": channels[0], "in_length": in_length, "out_channels": channels[1]}
         with cpu.flags(allow_fft=False):
@@ -126,6 +126,8 @@ def test_input_gradients_of_few_positions_are_laid_out_as_columns() -> None:
         }
         return _C.plan("conv1d_backward_input", dtype, **shape, **geometry)["algorithm"]
 
+    assert algorithm(64, 52) == "panel"  # items of a batch side by side
+    assert algorithm(96, 52) == "columns"
     assert algorithm(2048, 21) == "columns"
     assert algorithm(2048, 64) == "columns"  # no lanes would be wasted, but the weights are many
     assert algorithm(2048, 300) == "panel"
@@ -268,14 +270,22 @@ def test_short_sequences_share_a_panel() -> None:
 @pytest.mark.parametrize("op", OPS[:2])
 def test_sequences_that_fill_a_tile_share_a_panel_where_vectors_would_be_idle(op: str) -> None:
     def items(length: int, **layer: int) -> int:
-        shape = {"batch": 16, "in_channels": 64, "out_channels": 64, "kernel_size": 3, "in_length": length + 2}
-        return _C.plan(op, "float32", **shape | layer)["batch_block"]
+        shape = {"batch": 16, "in_channels": 64, "out_channels": 64, "kernel_size": 3, "in_length": length}
+        return _C.plan(op, "float32", **{"padding_left": 1, "padding_right": 1} | shape | layer)["batch_block"]
 
     assert items(50) > 1
     assert items(50, batch=1) == 1
-    assert items(192) == 1  # whole vectors
+    assert items(50, batch=5) == 3  # 3 and 2, not 4 and 1
+    assert items(96) == 1  # whole vectors
     assert items(1000) == 1
-    assert items(50, kernel_size=1) == 1  # read where they lie
+
+
+def test_sequences_that_are_read_where_they_lie_share_no_panel() -> None:
+    shape = {"batch": 16, "in_channels": 64, "out_channels": 32, "kernel_size": 1}
+    plan = _C.plan("conv1d", "float32", **shape, in_length=65)
+    assert plan["in_place"]
+    assert plan["batch_block"] == 1
+    assert _C.plan("conv1d", "float32", **shape, in_length=130, stride=2)["batch_block"] > 1
 
 
 def test_rejects_unknown_names() -> None:

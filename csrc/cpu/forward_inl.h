@@ -127,18 +127,17 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     tile.b_step = panel_step;
     tile.init = first ? init : nullptr;
     tile.columns = block.columns;
+    NextWeights next;
+    tile.next_weights = &next;
     for (int64_t i = tile0; i < tile1; ++i) {
       const WeightTile weights = weight_tile(i);
       const int64_t row = first_row(i);
       for (int64_t r = 0; r < weights.rows && first; ++r) init[r] = bias(block.group * out_per_group + row + r);
-      // The next block, all of it by the first tile: with a vector of each three by each of three tiles it took up
-      // to 1.9 times as long (512->20 channels, k 1; 4 x 64->24, L 16000).
+      // The first tile of rows fetches all of the next block. When each of the first three fetched one vector in three,
+      // layers took up to 1.9 times as long (2 x 512->20, k 1; 4 x 64->24, k 1).
       tile.ahead = in_place && plan.fetch_ahead && i == tile0 ? block.columns : 0;
-      NextWeights next;
-      if (i + 1 < tile1) {
-        next = next_weights(weight, i + 1, channels * sums.taps, tiles_of_sums(sums, weights.rows, block.columns));
-      }
-      tile.next_weights = &next;
+      next = i + 1 < tile1 ? next_weights(weight, i + 1, channels * sums.taps, tiles_of_sums(sums, weights.rows))
+                           : NextWeights{};
       tile.a_row = weights.row_offset;
       // The next tile's weights: they are the traffic where they aren't packed.
       tile.a_ahead = i + 1 < tile1 ? kTileRows * problem.weight.out_channel : 0;

@@ -66,10 +66,8 @@ constexpr int64_t kMostL2 = 1 << 20;
 // which are added up, are half of torch's.
 constexpr int64_t kLongestVisit = 256;
 
-// Where one batch item fills a tile: what several side by side have to gain by estimate, and tiles of rows of pointwise
-// layers up to which they gain nothing.
-constexpr double kLeastGainOfItems = 1.03;
-constexpr int64_t kFewRowTiles = 8;
+// What batch items side by side have to gain by estimate where one alone fills a tile.
+constexpr double kLeastGainOfItems = 1.06;
 
 // Channels that are read side by side where each element is used once, by a single tile of rows: few enough for the
 // prefetchers of the CPU to follow their rows. On a Xeon with 16, 32 and 64 of them, in runs of 1024, 512->8 channels
@@ -86,25 +84,34 @@ struct PanelPlanner : Planner {
     return std::min(round_up(length, tile.lanes), balanced_block(length, limit, tile_columns));
   }
 
-  // Batch items side by side, plan.batch_block at most, for sums over so many channels and taps: as few vectors and
-  // tiles as can be for each item. Alone, 50 positions of float32 are four vectors, of which a fifth is idle, in two
-  // tiles; three times 50 are ten in four. In time of a step of a vector, a tile costs a quarter more for each step,
-  // since it reads the weights, and results that are not stored at once cost 5. (On a Xeon with AVX-512 batches of 50
-  // positions ran 1.33 times as fast, 384->256, k 5; of 100 positions 1.08 times, 512->512, k 3.)
-  int64_t best_items(const Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t taps) const {
+  // Multiplications of a panel's element, in tiles of rows, up to which rows may be read where they lie.
+  int64_t most_uses_in_place(int64_t taps) const {
+    return wide_cores(cache) && (!cache.amd || taps > kPanelTaps) ? kFewPanelUses : kPanelUses;
+  }
+
+  // Batch items side by side, plan.batch_block at most, for a panel of `channels` rows of phases, read by `rows` rows
+  // of the tile: as few vectors and tiles as can be for each item, where one alone fills a tile. With AVX-512, 50
+  // positions of float32 are four vectors, of which a fifth is idle, in two tiles; three times 50 are ten in four. (On
+  // a Xeon batches of 50 positions ran 1.33 times as fast, 384->256, k 5; of 100 positions 1.07 times, 512->512, k 3.)
+  int64_t best_items(
+      const Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t taps, int64_t phases) const {
     if (length < tile_columns) return plan.batch_block;
-    // Pointwise layers of few rows are better read where they lie: 64->16, L 65, 0.84 times as fast side by side,
-    // 64->64, L 70, 0.97 times.
-    if (taps == 1 && rows <= kFewRowTiles * tile.rows) return 1;
-    const double products = double(channels * taps);
+    // Alone, items are read where they lie (64->16, k 1, 65 positions: 0.84 times as fast side by side), or their
+    // panels are filled by transposes.
+    const bool in_place = same_type && p.stride == 1 && p.padding_left + p.padding_right == 0 &&
+                          ceil_div(rows, tile.rows) * taps <= most_uses_in_place(taps);
+    if (in_place || (phases > kMostPhases && p.dilation == 1)) return 1;
+    // The unit is a vector in one step of the sum. A tile costs a quarter more in each step, since it reads the
+    // weights, and a vector of results 5 where it is not stored at once.
     const auto time = [&](int64_t items) {
       const int64_t vectors = ceil_div((items - 1) * plan.item_pitch + length, tile.lanes);
       const int64_t tiles = ceil_div(vectors * tile.lanes, tile_columns);
-      const double copied = items > 1 ? 5.0 * double(vectors) : 0;
-      return (products * (double(vectors) + 0.25 * double(tiles)) + copied) / double(items);
+      const double stored = items > 1 || !plan.direct ? 5.0 * double(vectors) : 0;
+      return (double(channels * taps) * (double(vectors) + 0.25 * double(tiles)) + stored) / double(items);
     };
     int64_t best = 1;
-    for (int64_t items = 2; items <= plan.batch_block; ++items) {
+    for (int64_t most = 2; most <= plan.batch_block; ++most) {
+      const int64_t items = balanced_block(p.batch, most, 1);  // blocks that threads finish together
       if (time(items) < time(best)) best = items;
     }
     return time(1) > kLeastGainOfItems * time(best) ? best : 1;
@@ -170,7 +177,7 @@ struct PanelPlanner : Planner {
                  panel_budget) {
         --plan.batch_block;
       }
-      plan.batch_block = best_items(plan, channels, rows, length, taps);
+      plan.batch_block = best_items(plan, channels, rows, length, taps, phases);
       if (plan.batch_block == 1) plan.item_pitch = row;
       row = (plan.batch_block - 1) * plan.item_pitch + length + halo(plan.tap_block, phases, shift) + spread;
     }
@@ -185,7 +192,6 @@ struct PanelPlanner : Planner {
     const bool used_once = rows <= tile.rows && taps == 1 && p.stride == 1 && p.padding_left + p.padding_right == 0;
     if (!used_once || !same_type || position_stride != 1 || length < tile_columns) return false;
     plan.in_place = true;
-    plan.batch_block = 1;
     plan.fetch_ahead = false;
     plan.part_channels = balanced_block(channels, kStreamedChannels, 1);
     // One tile's weights in half of the L2 cache; sums in half of the L1 cache.
@@ -210,9 +216,8 @@ struct PanelPlanner : Planner {
     // take 5 % less time, 64 KB apart 2 % more, 512 such rows 10 % more.
     const int64_t uses = ceil_div(rows, tile.rows) * taps;
     const int64_t clash = channels * std::gcd(pitch * sizes.storage, cache.l2 / 16);
-    int64_t most_uses = kPanelUses, most_clash = 4 * cache.l2;
+    int64_t most_clash = 4 * cache.l2;
     if (wide_cores(cache)) {
-      if (!cache.amd || taps > kPanelTaps) most_uses = kFewPanelUses;
       // Zen 5, doubles 8 KB apart: 64 of them 11 % faster, 96 of them 16 % slower. A Xeon, floats: 256 of them 16 KB
       // apart 18 % slower (256->40), 512 of them 8 KB apart 30 % (512->32).
       most_clash = cache.l2 / 2;
@@ -221,8 +226,8 @@ struct PanelPlanner : Planner {
     // 12 ms, by a panel 7).
     const bool short_runs = panel_budget / 4 / channels < tile_columns && length > 2 * tile_columns;
     const bool few_rows = !short_runs && (p.stride == 1 || channels <= kMostStridedRows);
-    plan.in_place = same_type && position_stride == 1 && few_rows && plan.batch_block == 1 && uses <= most_uses &&
-                    clash <= most_clash;
+    plan.in_place = same_type && position_stride == 1 && few_rows && plan.batch_block == 1 &&
+                    uses <= most_uses_in_place(taps) && clash <= most_clash;
     if (!plan.in_place || !all_packed) return;
     // The block, and the next one, in a quarter of the L2 cache.
     const int64_t limit = std::clamp(panel_budget / 4 / channels, 2 * tile_columns, kLongestRun);

@@ -101,9 +101,10 @@ struct ColumnsPlanner : Planner {
     // The panel is as fast where it wastes few lanes, and packs few weights or uses them often. Of float32 on a Xeon of
     // wide cores, batches of 1 and 16, this ran 1.6 and 1.2 times as fast with 256->256 channels, k 3, L 16, 1.2 and
     // 1.06 times with L 64, 1.2 and 0.93 times with L 128; with 512->512, k 1, 1.3 and 1.0 times with L 96; with
-    // 64->64, k 3, in a batch of 16, 0.98 times with L 32, 0.91 times with L 64, 0.83 times with L 50 and L 100, where
-    // the panel has items side by side.
+    // 64->64, k 3, in a batch of 16, 0.98 times with L 32, 0.91 times with L 64.
     const bool rarely_used = p.out_length <= 64 && weight_bytes >= 128 << 10;
+    // Of few channels the panel of a batch has items side by side, whose lanes are busy: 64->64, k 3, L 50, in batches
+    // of 1 and 16, ran 1.04 and 0.84 times as fast by columns, 128->128 channels 1.2 and 0.94 times.
     const bool idle_lanes = out_per_group >= 96 && p.out_length * 10 < round_up(p.out_length, tile.lanes) * 9;
     return !same_type || idle_lanes || rarely_used || weight_bytes * 2 >= cache.l2;
   }

@@ -101,7 +101,9 @@ struct Tile {
   const T* b;
   const int64_t* b_step;
   bool exact;
-  int64_t ahead;  // with each vector of b, all but narrow tiles prefetch what lies so far behind it; 0: nothing
+  // With each vector of b, tiles of more than half the vectors of the widest prefetch what lies so far behind it; 0:
+  // nothing.
+  int64_t ahead;
   int64_t steps;
   // c[row * c_row + column]; the sums are added to init[row], or to c where init is null.
   T* c;
@@ -246,11 +248,13 @@ int64_t part_taps(const Sums<T>& sums) {
   return sums.part_channels > 1 ? sums.taps : ceil_div(sums.taps, ceil_div(sums.taps, kLongestPart));
 }
 
-// Tiles that the sums of some rows are made of.
+// Tiles that the sums of some rows are made of, but for a last one of less than a vector.
 template <class T>
-int64_t tiles_of_sums(const Sums<T>& sums, int64_t rows, int64_t columns) {
+int64_t tiles_of_sums(const Sums<T>& sums, int64_t rows) {
+  const int64_t columns = sums.tile.columns, lanes = Vec<T>::kLanes;
+  const int64_t vectors = sums.tile.exact ? columns / lanes : ceil_div(columns, lanes);
   return ceil_div(sums.channels, sums.part_channels) * ceil_div(sums.taps, part_taps(sums)) *
-         ceil_div(ceil_div(columns, Vec<T>::kLanes), max_vectors(int(rows)));
+         max_of(1, ceil_div(vectors, max_vectors(int(rows))));
 }
 
 // Part by part: plan.part_channels channels, or at most kLongestPart of the taps of one.

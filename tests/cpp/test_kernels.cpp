@@ -199,6 +199,7 @@ void test_indirect(Layer<T>& layer, const ExactResults& exact) {
 struct Met {
   Op op;
   Plan plan;
+  int64_t tile_columns;
   bool by_matrix_unit;
 };
 
@@ -218,6 +219,10 @@ void check_plans(const std::vector<Met>& plans) {
       CHECK(met(op, [&](const Plan& p) { return p.in_place && p.fetch_ahead == fetch; }));
     }
     for (const bool direct : {false, true}) CHECK(met(op, [&](const Plan& p) { return p.direct == direct; }));
+    CHECK(std::any_of(plans.begin(), plans.end(), [&](const Met& m) {  // items side by side that each fill a tile
+      return m.op == op && m.plan.algorithm == Algorithm::kPanel && m.plan.batch_block > 1 &&
+             m.plan.position_block >= m.tile_columns;
+    }));
   }
   CHECK(met(Op::kBackwardWeight, uses(Algorithm::kColumns)));
   CHECK(met(Op::kBackwardInput, uses(Algorithm::kTaps)));
@@ -245,6 +250,7 @@ int main(int argc, char** argv) {
   for (const Shape& shape : kShapes) {
     for (const bool channels_last : {false, true}) {
       for_each_type(isa, [&](const KernelSet& kernels, const TileShape& tile, auto type) {
+        const int64_t tile_columns = tile.accumulators / tile.rows * tile.lanes;
         ExactResults exact;
         for (const bool accumulate : {false, true}) {
           const Conv1dProblem problem = make_problem(shape, channels_last, accumulate);
@@ -257,7 +263,7 @@ int main(int argc, char** argv) {
               // One flush each: it takes long.
               if (!accumulate && (flush == Flush::kEnd) == channels_last) test_indirect(layer, exact);
               for (const Op op : {Op::kForward, Op::kBackwardInput, Op::kBackwardWeight}) {
-                plans.push_back({op, layer.plan(op), layer.tests(Family::kAmx, op)});
+                plans.push_back({op, layer.plan(op), tile_columns, layer.tests(Family::kAmx, op)});
               }
             }
           }
