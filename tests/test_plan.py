@@ -280,6 +280,16 @@ def test_sequences_that_fill_a_tile_share_a_panel_where_vectors_would_be_idle(op
     assert items(1000) == 1
 
 
+def test_few_rows_are_read_where_they_lie() -> None:
+    def in_place(channels: int, length: int, kernel_size: int) -> bool:
+        shape = {"batch": 1, "in_channels": channels, "out_channels": channels, "in_length": length}
+        return _C.plan("conv1d", "float32", **shape, kernel_size=kernel_size)["in_place"]
+
+    assert in_place(16, 1000, 3)
+    assert in_place(16, 16_000, 3)
+    assert not in_place(1024, 16_000, 3)
+
+
 def test_sequences_that_are_read_where_they_lie_share_no_panel() -> None:
     shape = {"batch": 16, "in_channels": 64, "out_channels": 32, "kernel_size": 1}
     plan = _C.plan("conv1d", "float32", **shape, in_length=65)

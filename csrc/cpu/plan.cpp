@@ -35,11 +35,16 @@ constexpr int64_t kLongestRun = 2048;
 
 // Multiplications of a panel's element, in tiles of rows, beyond which rows are not read where they lie. On a Zen 4, at
 // 192 (512->512 channels, k 3) that saves 4 % of the time, at 640 (896->1024, k 5) nothing. On a Xeon of wide cores it
-// saves 13 % (1024->2048, 256 uses) to 36 % (96->96, 12 uses; 64->64, 8 uses: 30 %) to have a panel, and costs 8 % and
-// more below 8 uses. On a Zen 5 it costs up to 24 % (32->32, k 3: 176 GFLOP/s and 217; 512->128, k 1: 178 and 208;
-// input gradients of 80->512, k 3: 180 and 205), but saves 5 to 10 % with more than kPanelTaps (16->8, k 11; 25->25, k
-// 7).
+// saves 13 % (1024->2048, 256 uses) to have a panel, and costs 8 % and more below 8 uses; beyond, see kUsesOfFewRows.
+// On a Zen 5 it costs up to 24 % (32->32, k 3: 176 GFLOP/s and 217; 512->128, k 1: 178 and 208; input gradients of
+// 80->512, k 3: 180 and 205), but saves 5 to 10 % with more than kPanelTaps (16->8, k 11; 25->25, k 7).
 constexpr int64_t kPanelUses = 256, kFewPanelUses = 7, kPanelTaps = 6;
+
+// On Intel's wide cores few rows of long sequences are read where they lie up to more uses, by several taps: at 14 to
+// 24 uses 1.05 to 1.14 times as fast (64->64, k 3; 32->32, k 5; 16->16, k 7; with AVX2 alone 1.01 to 1.08 times); by
+// one, at 8 uses 1.11 times (64->64), at 11, with AVX2 alone, 0.81 times, at 16 0.89 times (64->128). With 112 rows and
+// more it was 0.81 to 0.99 times as fast (128->64, k 3: 0.92; 192->192, k 1: 0.88; 128->512, k 1: 0.81).
+constexpr int64_t kUsesOfFewRows = 24, kUsesOfFewPointwiseRows = 8, kFewRows = 64;
 
 // Rows that input gradients of strides, which have few uses for them, read where they lie, at most: on a Zen 5 48 and
 // 64 rows made 1.7 and 1.1 times as many GFLOP/s so (2->48, k 8, stride 4; 1->64, k 16, stride 8), 128 and 512 rows 0.9
@@ -226,11 +231,15 @@ struct PanelPlanner : Planner {
     // 12 ms, by a panel 7).
     const bool short_runs = panel_budget / 4 / channels < tile_columns && length > 2 * tile_columns;
     const bool few_rows = !short_runs && (p.stride == 1 || channels <= kMostStridedRows);
-    plan.in_place = same_type && position_stride == 1 && few_rows && plan.batch_block == 1 &&
-                    uses <= most_uses_in_place(taps) && clash <= most_clash;
-    if (!plan.in_place || !all_packed) return;
     // The block, and the next one, in a quarter of the L2 cache.
     const int64_t limit = std::clamp(panel_budget / 4 / channels, 2 * tile_columns, kLongestRun);
+    const bool few_long_rows = wide_intel_cores(cache) && channels <= kFewRows && length >= 4 * limit;
+    const int64_t most_uses = !few_long_rows ? most_uses_in_place(taps)
+                              : taps > 1     ? kUsesOfFewRows
+                                             : kUsesOfFewPointwiseRows;
+    plan.in_place = same_type && position_stride == 1 && few_rows && plan.batch_block == 1 && uses <= most_uses &&
+                    clash <= most_clash;
+    if (!plan.in_place || !all_packed) return;
     plan.position_block = std::min(plan.position_block, whole_tiles(length, limit));
     plan.position_blocks = ceil_div(length, plan.position_block);
   }
