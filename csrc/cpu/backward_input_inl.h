@@ -156,7 +156,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
       }
       for (int64_t i = 0; i < count; ++i) {
         const int64_t row = first_row(segment, some + i), rows = weights[i].rows;
-        tile.ahead = in_place && plan.fetch_ahead && some + i == tile0 ? block.columns : 0;  // as in forward_inl.h
+        if (in_place) this->fetch_ahead(plan, some + i - tile0, tile1 - tile0, block.columns, &tile);
         tile.a_row = weights[i].row_offset;
         tile.c_row = round_up(block.columns, Vec<T>::kLanes);
         tile.c = results + (row - first_row(segment, tile0)) * tile.c_row;

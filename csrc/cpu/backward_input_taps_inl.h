@@ -68,6 +68,7 @@ struct BackwardInputTaps {
         tile.c = products + row * plan.panel_width;
         // What the next tile of columns reads.
         tile.ahead = i == 0 ? max_vectors(int(count)) * Vec<T>::kLanes : 0;
+        tile.ahead_vector = Vec<T>::kLanes;
         run_rows<T, true, 1>(tile, count);
       }
     }

@@ -133,9 +133,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
       const WeightTile weights = weight_tile(i);
       const int64_t row = first_row(i);
       for (int64_t r = 0; r < weights.rows && first; ++r) init[r] = bias(block.group * out_per_group + row + r);
-      // The first tile of rows fetches all of the next block. When each of the first three fetched one vector in three,
-      // layers took up to 1.9 times as long (2 x 512->20, k 1; 4 x 64->24, k 1).
-      tile.ahead = in_place && plan.fetch_ahead && i == tile0 ? block.columns : 0;
+      if (in_place) this->fetch_ahead(plan, i - tile0, tile1 - tile0, block.columns, &tile);
       next = i + 1 < tile1 ? next_weights(weight, i + 1, channels * sums.taps, tiles_of_sums(sums, weights.rows))
                            : NextWeights{};
       tile.a_row = weights.row_offset;

@@ -51,6 +51,15 @@ struct PanelMemory {
       }
     }
   }
+
+  // Rows that are read where they lie come from memory: while a block of `columns` is computed, the next one is fetched
+  // by the first tiles of rows, of which this is number `index`.
+  static void fetch_ahead(const Plan& plan, int64_t index, int64_t tiles, int64_t columns, Tile<T>* tile) {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    const int64_t turns = tiles >= plan.fetch_tiles ? plan.fetch_tiles : 1;
+    tile->ahead = index < turns ? columns + index * kLanes : 0;
+    tile->ahead_vector = turns > 1 ? 0 : kLanes;
+  }
 };
 
 // Of work units [begin, end), which are [block][tile] with `count` tiles from `first` on, calls body(block, tile0,

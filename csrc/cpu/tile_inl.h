@@ -101,9 +101,9 @@ struct Tile {
   const T* b;
   const int64_t* b_step;
   bool exact;
-  // With each vector of b, tiles of more than half the vectors of the widest prefetch what lies so far behind it; 0:
-  // nothing.
-  int64_t ahead;
+  // With vector v of b, tiles of more than half the vectors of the widest prefetch what lies `ahead` + v * ahead_vector
+  // behind its first; 0: nothing.
+  int64_t ahead, ahead_vector;
   int64_t steps;
   // c[row * c_row + column]; the sums are added to init[row], or to c where init is null.
   T* c;
@@ -159,7 +159,7 @@ __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       b_vector[v] = kExact ? load_partial(b, tail) : load(b + v * kLanes);
-      if (kFetch == Fetch::kAheadOfB) __builtin_prefetch(b + tile.ahead + v * kLanes);
+      if (kFetch == Fetch::kAheadOfB) __builtin_prefetch(b + tile.ahead + v * tile.ahead_vector);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
