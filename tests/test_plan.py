@@ -286,7 +286,7 @@ def test_few_rows_are_read_where_they_lie() -> None:
         return _C.plan("conv1d", "float32", **shape, kernel_size=kernel_size)["in_place"]
 
     assert in_place(16, 1000, 3)
-    assert in_place(16, 16_000, 3)
+    assert in_place(64, 16_000, 3)  # 24 uses: on Intel's wide cores because the rows are few and long
     assert not in_place(1024, 16_000, 3)
 
 

@@ -41,9 +41,9 @@ constexpr int64_t kLongestRun = 2048;
 constexpr int64_t kPanelUses = 256, kFewPanelUses = 7, kPanelTaps = 6;
 
 // On Intel's wide cores few rows of long sequences are read where they lie up to more uses, by several taps: at 14 to
-// 24 uses 1.05 to 1.14 times as fast (64->64, k 3; 32->32, k 5; 16->16, k 7; with AVX2 alone 1.01 to 1.08 times); by
-// one, at 8 uses 1.11 times (64->64), at 11, with AVX2 alone, 0.81 times, at 16 0.89 times (64->128). With 112 rows and
-// more it was 0.81 to 0.99 times as fast (128->64, k 3: 0.92; 192->192, k 1: 0.88; 128->512, k 1: 0.81).
+// 24 uses 1.05 to 1.14 times as fast (64->64, k 3; 32->32, k 5; 16->16, k 7), at 40 to 60 1.00 to 1.08 times; by one,
+// at 8 uses 1.11 times (64->64), at 11, with AVX2 alone, 0.81 times, at 16 0.89 times (64->128). With 112 rows and more
+// it was mostly slower (128->64, k 3: 0.92; 192->192, k 1: 0.88; 128->512, k 1: 0.81).
 constexpr int64_t kUsesOfFewRows = 24, kUsesOfFewPointwiseRows = 8, kFewRows = 64;
 
 // Rows that input gradients of strides, which have few uses for them, read where they lie, at most: on a Zen 5 48 and
