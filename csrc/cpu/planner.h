@@ -1,4 +1,4 @@
-// What the planners of all direct algorithms need: sizes that follow from the problem. Those of panels are in plan.cpp.
+// What the planners of all direct algorithms need: sizes that follow from the problem.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,15 @@
 #include "cpu/scalar_inl.h"
 
 namespace conv1d_ext {
+
+// Positions that are copied to a panel, or read where they lie, in one run, at most. Between runs the row changes, and
+// in memory of small pages each row costs a page walk: copies of 32 rows ran at 7, 9, 12 and 24 GB/s in runs of 192,
+// 384, 768 and 1536 floats.
+constexpr int64_t kLongestRun = 2048;
+
+// Of packed weights, and of those of one pass or partial sums, which threads share: with the scratch memory of one this
+// stays below 4 MiB.
+constexpr int64_t kMostSharedBytes = 3 << 20, kMostPartBytes = 5 << 19;
 
 struct Planner {
   const Conv1dProblem& p;
@@ -56,5 +65,9 @@ struct Planner {
 std::optional<Plan> depthwise_plan(Op op, const Planner& planner);
 std::optional<Plan> columns_plan(Op op, const Planner& planner);
 std::optional<Plan> taps_plan(Op op, const Planner& planner);
+// Any problem: forward and backward_input.
+Plan panel_plan(Op op, const Planner& planner);
+// Any problem: backward_weight, by a panel or by dot products.
+Plan weight_plan(const Planner& planner);
 
 }  // namespace conv1d_ext
