@@ -11,7 +11,7 @@ template <class Storage>
 struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   using T = Acc<Storage>;
   using PanelMemory<T>::panel, PanelMemory<T>::packed_weight, PanelMemory<T>::results;
-  using PanelMemory<T>::panel_step, PanelMemory<T>::weight_step, PanelMemory<T>::odd_row;
+  using PanelMemory<T>::panel_step, PanelMemory<T>::weight_step, PanelMemory<T>::odd_row, PanelMemory<T>::next_rows;
   const Conv1dProblem& problem;
   const Plan& plan;
   const BackwardInputArgs& args;
@@ -55,6 +55,32 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
           plan, block.n0, block.n1, [&](int64_t n, int64_t channel) { return grad_row(block.group, n, channel); }, oc,
           out_per_group, start, 1, count, panel + (oc - oc0) * plan.panel_width, odd_row);
     }
+  }
+
+  // Number `index` of [batch block][group][position block].
+  Block block_at(int64_t index) const {
+    const int64_t positions = ceil_div(problem.in_length, problem.stride);
+    Block block;
+    block.n0 = index / plan.position_blocks / problem.groups * plan.batch_block;
+    block.n1 = min_of(block.n0 + plan.batch_block, problem.batch);
+    block.group = index / plan.position_blocks % problem.groups;
+    const int64_t i = index % plan.position_blocks;
+    block.j0 = block_begin(positions, kTileColumns<T>, plan.position_blocks, i);
+    block.j1 = block_begin(positions, kTileColumns<T>, plan.position_blocks, i + 1);
+    block.columns = (block.n1 - block.n0 - 1) * plan.item_pitch + block.j1 - block.j0;
+    block.edges = false;
+    return block;
+  }
+
+  // What a block reads of channels [oc0, oc1) of the panel, but for what the block before has read, to be fetched by so
+  // many tiles of rows.
+  NextRows rows_to_fetch(const Block& block, int64_t oc0, int64_t oc1, int64_t tiles) const {
+    const int64_t read_before = block.j0 > 0 ? block.j0 + classes.offset(0) : 0;
+    const int64_t channel = oc0 * kPair<Storage>, channels = min_of(oc1 * kPair<Storage>, out_per_group) - channel;
+    return this->rows_between(
+        plan, grad_row(block.group, block.n0, channel), problem.output, block.n1 - block.n0, channels,
+        max_of(block.j0 + lowest_offset(taps_per_class), read_before), block.j1 + classes.offset(0), tiles,
+        block.columns);
   }
 
   // Whether a block's rows are read where they lie, for all taps.
@@ -143,6 +169,7 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     tile.b_step = panel_step;
     tile.init = oc0 == 0 && m0 == 0 ? zeros : nullptr;
     tile.columns = block.columns;
+    tile.next = &next_rows;
     const T* all_packed = nullptr;  // the weights of tile0 among those
     if (plan.pack_weight == PackWeight::kAll) {
       all_packed = static_cast<const T*>(args.packed_weight) + packed_offset(block.group, segment, tile0);
@@ -156,7 +183,6 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
       }
       for (int64_t i = 0; i < count; ++i) {
         const int64_t row = first_row(segment, some + i), rows = weights[i].rows;
-        if (in_place) this->fetch_ahead(plan, some + i - tile0, tile1 - tile0, block.columns, &tile);
         tile.a_row = weights[i].row_offset;
         tile.c_row = round_up(block.columns, Vec<T>::kLanes);
         tile.c = results + (row - first_row(segment, tile0)) * tile.c_row;
@@ -275,8 +301,9 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     }
   }
 
-  // Tiles [tile0, tile1) of a segment, in a block whose panel may have been filled before.
-  void compute(const Block& block, const Segment& segment, int64_t tile0, int64_t tile1) {
+  // Tiles [tile0, tile1) of a segment, in a block whose panel may have been filled before. As in forward, the rows that
+  // come next are fetched meanwhile.
+  void compute(const Block& block, const Block* next, const Segment& segment, int64_t tile0, int64_t tile1) {
     const int64_t taps = classes.taps(segment.begin);
     const bool direct = plan.direct && !block.edges;
     const int64_t step = direct ? tile1 - tile0 : ceil_div(plan.out_block, kTileRows);
@@ -286,7 +313,15 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
         const int64_t oc_end = min_of(oc + plan.channel_block, panel_channels);
         for (int64_t m = 0; m < taps; m += plan.tap_block) {
           const int64_t m_end = min_of(m + plan.tap_block, taps_per_class);
-          if (!whole_panel() && !in_place(block)) fill_panel(block, oc, oc_end, m, m_end);
+          if (!read_once(block)) {
+            fill_panel(block, oc, oc_end, m, m_end);
+            const bool last = oc_end == panel_channels;
+            const Block* following = !last || tile_end < tile1 || segment.end < classes.count ? &block : next;
+            const int64_t first = last ? 0 : oc_end;
+            next_rows = following != nullptr
+                            ? rows_to_fetch(*following, first, first + plan.channel_block, tile_end - tile)
+                            : NextRows{};
+          }
           run(block, segment, tile, tile_end, oc, oc_end, m, min_of(m_end, taps));
         }
       }
@@ -308,8 +343,11 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   }
 
   bool whole_panel() const { return plan.channel_block >= panel_channels && plan.tap_block >= taps_per_class; }
-  void fill_whole_panel(const Block& block) {
+  // For all tiles, of which so many will follow.
+  bool read_once(const Block& block) const { return whole_panel() || in_place(block); }
+  void begin_block(const Block& block, const Block* next, int64_t tiles) {
     if (whole_panel() && !in_place(block)) fill_panel(block, 0, panel_channels, 0, taps_per_class);
+    if (read_once(block)) next_rows = next != nullptr ? rows_to_fetch(*next, 0, panel_channels, tiles) : NextRows{};
   }
 
   Storage* input_row(const Block& block, int64_t n, int64_t ic) const {
@@ -345,21 +383,13 @@ void backward_input_panel(
     int64_t end) {
   using Kernel = BackwardInputPanel<Storage>;
   Kernel kernel(problem, plan, args, scratch);
-  const int64_t positions = ceil_div(problem.in_length, problem.stride);
   const auto compute = [&](int64_t index, int64_t tile0, int64_t tile1) {
-    const int64_t batch_index = index / plan.position_blocks / problem.groups;
-    typename Kernel::Block block;
-    block.n0 = batch_index * plan.batch_block;
-    block.n1 = min_of(block.n0 + plan.batch_block, problem.batch);
-    block.group = index / plan.position_blocks % problem.groups;
-    const int64_t i = index % plan.position_blocks, columns = kTileColumns<Acc<Storage>>;
-    block.j0 = block_begin(positions, columns, plan.position_blocks, i);
-    block.j1 = block_begin(positions, columns, plan.position_blocks, i + 1);
-    block.columns = (block.n1 - block.n0 - 1) * plan.item_pitch + block.j1 - block.j0;
-    block.edges = false;
-    kernel.fill_whole_panel(block);
+    const bool last = (index + 1) * args.tile_count >= end;
+    const auto block = kernel.block_at(index), next_block = kernel.block_at(last ? index : index + 1);
+    const auto* next = last ? nullptr : &next_block;
+    kernel.begin_block(block, next, tile1 - tile0);
     kernel.for_segments(tile0, tile1, [&](const typename Kernel::Segment& segment, int64_t from, int64_t to) {
-      kernel.compute(block, segment, from, to);
+      kernel.compute(block, next, segment, from, to);
     });
   };
   for_blocks_of_tiles(begin, end, args.first_tile, args.tile_count, compute);
@@ -385,9 +415,9 @@ void backward_input_edges(
         block.j0 = j;
         block.j1 = min_of(j + plan.position_block, j_end);
         block.columns = block.j1 - block.j0;
-        kernel.fill_whole_panel(block);
+        kernel.begin_block(block, nullptr, plan.out_tiles);
         kernel.for_segments(0, plan.out_tiles, [&](const typename Kernel::Segment& segment, int64_t from, int64_t to) {
-          kernel.compute(block, segment, from, to);
+          kernel.compute(block, nullptr, segment, from, to);
         });
       }
     };

@@ -47,37 +47,58 @@ struct BackwardInputTaps {
     }
   }
 
-  // Of positions `met` of grad_output, a part of the sum after the other, so that the rows of a part stay in the
-  // cache for all tiles.
-  void multiply(int64_t n, int64_t group, const Part& met) {
+  // Input positions [begin, end) of an item and group, and what they meet of the rows of grad_output.
+  struct Block {
+    int64_t n, group, begin, end;
+    const Storage* grad;
+    Part met;
+  };
+  // Number `unit` of [group][batch][block of positions].
+  Block block_at(int64_t unit) const {
+    Block block;
+    block.n = unit / plan.position_blocks % problem.batch;
+    block.group = unit / plan.position_blocks / problem.batch;
+    block.begin = unit % plan.position_blocks * plan.position_block;
+    block.end = min_of(block.begin + plan.position_block, problem.in_length);
+    block.met = outputs_that_meet(problem, block.begin, block.end);
+    block.grad = static_cast<const Storage*>(args.grad_output) + block.n * problem.output.batch +
+                 block.group * out_per_group * problem.output.channel + block.met.begin;
+    return block;
+  }
+
+  // A part of the sum after the other, so that the rows of a part stay in the cache for all tiles. Meanwhile those of
+  // the next part are fetched, in the end those of the next block.
+  void multiply(const Block& block, const Block& next) {
     const T zeros[kTileRows] = {};
-    const Storage* grad = static_cast<const Storage*>(args.grad_output) + n * problem.output.batch +
-                          group * out_per_group * problem.output.channel + met.begin;
     Tile<T> tile{};
     tile.b_step = grad_step;
     tile.exact = true;
     tile.c_row = plan.panel_width;
-    tile.columns = met.end - met.begin;
+    tile.columns = block.met.end - block.met.begin;
+    NextRows next_rows;
+    tile.next = &next_rows;
     for (int64_t oc = 0; oc < out_per_group; oc += plan.part_channels) {
       tile.steps = min_of(plan.part_channels, out_per_group - oc);
-      tile.b = grad + oc * problem.output.channel;
+      tile.b = block.grad + oc * problem.output.channel;
       tile.init = oc == 0 ? zeros : nullptr;
+      const int64_t next_oc = oc + tile.steps < out_per_group ? oc + tile.steps : 0;
+      const Block& following = next_oc > 0 ? block : next;
+      next_rows = {
+          following.grad + next_oc * problem.output.channel, problem.output.channel,
+          min_of(plan.part_channels, out_per_group - next_oc), following.met.end - following.met.begin,
+          row_tiles * ceil_div(tile.columns, kTileColumns<T>)};
       for (int64_t i = 0; i < row_tiles; ++i) {
         const int64_t row = first_row(i), count = first_row(i + 1) - row;
         tile.a = weights + row * out_per_group + oc * count;
         tile.c = products + row * plan.panel_width;
-        // What the next tile of columns reads.
-        tile.ahead = i == 0 ? max_vectors(int(count)) * Vec<T>::kLanes : 0;
-        tile.ahead_vector = Vec<T>::kLanes;
         run_rows<T, true, 1>(tile, count);
       }
     }
   }
 
-  // Input positions [begin, end) of an item and group.
-  void compute(int64_t n, int64_t group, int64_t begin, int64_t end) {
-    const Part met = outputs_that_meet(problem, begin, end);
-    if (met.begin < met.end) multiply(n, group, met);
+  void compute(const Block& block, const Block& next) {
+    const auto [n, group, begin, end, grad, met] = block;
+    if (met.begin < met.end) multiply(block, next);
     const int64_t first = met.begin * problem.stride - problem.padding_left - begin;  // of the first output, in `sums`
     for (int64_t ic = 0; ic < in_per_group; ++ic) {
       for (int64_t i = 0; i < end - begin; ++i) sums[i] = 0;
@@ -110,11 +131,9 @@ void backward_input_taps(
   BackwardInputTaps<Storage> kernel(problem, plan, args, scratch);
   int64_t packed = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t block = unit % plan.position_blocks, n = unit / plan.position_blocks % problem.batch;
-    const int64_t group = unit / plan.position_blocks / problem.batch;
-    if (group != packed) kernel.pack_weights(packed = group);
-    const int64_t first = block * plan.position_block;
-    kernel.compute(n, group, first, min_of(first + plan.position_block, problem.in_length));
+    const auto block = kernel.block_at(unit);
+    if (block.group != packed) kernel.pack_weights(packed = block.group);
+    kernel.compute(block, kernel.block_at(min_of(unit + 1, end - 1)));
   }
 }
 

@@ -12,7 +12,7 @@ template <class Storage>
 struct ForwardPanel : PanelMemory<Acc<Storage>> {
   using T = Acc<Storage>;
   using PanelMemory<T>::panel, PanelMemory<T>::packed_weight, PanelMemory<T>::results;
-  using PanelMemory<T>::panel_step, PanelMemory<T>::weight_step, PanelMemory<T>::odd_row;
+  using PanelMemory<T>::panel_step, PanelMemory<T>::weight_step, PanelMemory<T>::odd_row, PanelMemory<T>::next_rows;
   const Conv1dProblem& problem;
   const Plan& plan;
   const ForwardArgs& args;
@@ -65,6 +65,31 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     }
   }
 
+  // Number `index` of [batch block][group][position block].
+  Block block_at(int64_t index) const {
+    Block block;
+    block.n0 = index / plan.position_blocks / problem.groups * plan.batch_block;
+    block.n1 = min_of(block.n0 + plan.batch_block, problem.batch);
+    block.group = index / plan.position_blocks % problem.groups;
+    const int64_t i = index % plan.position_blocks;
+    block.t0 = block_begin(problem.out_length, kTileColumns<T>, plan.position_blocks, i);
+    block.t1 = block_begin(problem.out_length, kTileColumns<T>, plan.position_blocks, i + 1);
+    block.columns = (block.n1 - block.n0 - 1) * plan.item_pitch + block.t1 - block.t0;
+    return block;
+  }
+
+  // What a block reads of channels [ic0, ic1) of the panel, but for what the block before has read, to be fetched by so
+  // many tiles of rows.
+  NextRows rows_to_fetch(const Block& block, int64_t ic0, int64_t ic1, int64_t tiles) const {
+    const int64_t reach = (problem.kernel_size - 1) * problem.dilation;
+    const auto first_of = [&](int64_t t) { return t * problem.stride - problem.padding_left; };
+    const int64_t read_before = block.t0 > 0 ? first_of(block.t0 - 1) + reach + 1 : 0;
+    const int64_t channel = ic0 * kPair<Storage>, channels = min_of(ic1 * kPair<Storage>, in_per_group) - channel;
+    return this->rows_between(
+        plan, input_row(block.group, block.n0, channel), problem.input, block.n1 - block.n0, channels,
+        max_of(first_of(block.t0), read_before), first_of(block.t1 - 1) + reach + 1, tiles, block.columns);
+  }
+
   // Whether a block's rows are read where they lie, for all taps.
   bool in_place(const Block& block) const {
     const int64_t start = block.t0 - problem.padding_left, halo = (problem.kernel_size - 1) * problem.dilation;
@@ -90,7 +115,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
   }
 
   // Weights that are packed for a tile, `count` of each row, to be fetched by so many tiles before.
-  NextWeights next_weights(const Storage* weight, int64_t tile, int64_t count, int64_t tiles) const {
+  NextRows next_weights(const Storage* weight, int64_t tile, int64_t count, int64_t tiles) const {
     const bool rows_as_they_are = problem.weight.tap == 1 && problem.weight.in_channel == problem.kernel_size;
     if (plan.pack_weight != PackWeight::kTiles || !rows_as_they_are) return {};
     const int64_t row = first_row(tile), pitch = problem.weight.out_channel;
@@ -127,15 +152,14 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     tile.b_step = panel_step;
     tile.init = first ? init : nullptr;
     tile.columns = block.columns;
-    NextWeights next;
-    tile.next_weights = &next;
+    NextRows next;
+    tile.next = plan.pack_weight == PackWeight::kTiles ? &next : &next_rows;
     for (int64_t i = tile0; i < tile1; ++i) {
       const WeightTile weights = weight_tile(i);
       const int64_t row = first_row(i);
       for (int64_t r = 0; r < weights.rows && first; ++r) init[r] = bias(block.group * out_per_group + row + r);
-      if (in_place) this->fetch_ahead(plan, i - tile0, tile1 - tile0, block.columns, &tile);
       next = i + 1 < tile1 ? next_weights(weight, i + 1, channels * sums.taps, tiles_of_sums(sums, weights.rows))
-                           : NextWeights{};
+                           : NextRows{};
       tile.a_row = weights.row_offset;
       // The next tile's weights: they are the traffic where they aren't packed.
       tile.a_ahead = i + 1 < tile1 ? kTileRows * problem.weight.out_channel : 0;
@@ -178,10 +202,13 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     }
   }
 
-  // The output channels of tiles [tile0, tile1) of a block.
-  void compute(const Block& block, int64_t tile0, int64_t tile1) {
+  // The output channels of tiles [tile0, tile1) of a block. While its rows, or those of some channels, are computed,
+  // the ones that come next are fetched, in the end those of the block `next`, if there is one.
+  void compute(const Block& block, const Block* next, int64_t tile0, int64_t tile1) {
     const bool whole_panel = plan.channel_block >= panel_channels && plan.tap_block >= problem.kernel_size;
-    if (whole_panel && !in_place(block)) fill_panel(block, 0, panel_channels, 0, problem.kernel_size);
+    const bool in_place = this->in_place(block), read_once = whole_panel || in_place;
+    if (whole_panel && !in_place) fill_panel(block, 0, panel_channels, 0, problem.kernel_size);
+    if (read_once) next_rows = next != nullptr ? rows_to_fetch(*next, 0, panel_channels, tile1 - tile0) : NextRows{};
     const int64_t step = plan.direct ? tile1 - tile0 : ceil_div(plan.out_block, kTileRows);
     for (int64_t tile = tile0; tile < tile1; tile += step) {
       const int64_t tile_end = min_of(tile + step, tile1);
@@ -189,7 +216,15 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
         const int64_t ic_end = min_of(ic + plan.channel_block, panel_channels);
         for (int64_t k = 0; k < problem.kernel_size; k += plan.tap_block) {
           const int64_t k_end = min_of(k + plan.tap_block, problem.kernel_size);
-          if (!whole_panel && !in_place(block)) fill_panel(block, ic, ic_end, k, k_end);
+          if (!read_once) {
+            fill_panel(block, ic, ic_end, k, k_end);
+            const bool last = ic_end == panel_channels;
+            const Block* following = !last || tile_end < tile1 ? &block : next;
+            const int64_t first = last ? 0 : ic_end;
+            next_rows = following != nullptr
+                            ? rows_to_fetch(*following, first, first + plan.channel_block, tile_end - tile)
+                            : NextRows{};
+          }
           run(block, tile, tile_end, ic, ic_end, k, k_end);
         }
       }
@@ -231,16 +266,9 @@ void forward_panel(
     int64_t end) {
   ForwardPanel<Storage> kernel(problem, plan, args, scratch);
   const auto compute = [&](int64_t index, int64_t tile0, int64_t tile1) {
-    const int64_t batch_index = index / plan.position_blocks / problem.groups;
-    typename ForwardPanel<Storage>::Block block;
-    block.n0 = batch_index * plan.batch_block;
-    block.n1 = min_of(block.n0 + plan.batch_block, problem.batch);
-    block.group = index / plan.position_blocks % problem.groups;
-    const int64_t i = index % plan.position_blocks, columns = kTileColumns<Acc<Storage>>;
-    block.t0 = block_begin(problem.out_length, columns, plan.position_blocks, i);
-    block.t1 = block_begin(problem.out_length, columns, plan.position_blocks, i + 1);
-    block.columns = (block.n1 - block.n0 - 1) * plan.item_pitch + block.t1 - block.t0;
-    kernel.compute(block, tile0, tile1);
+    const bool last = (index + 1) * args.tile_count >= end;
+    const auto block = kernel.block_at(index), next = kernel.block_at(last ? index : index + 1);
+    kernel.compute(block, last ? nullptr : &next, tile0, tile1);
   };
   for_blocks_of_tiles(begin, end, args.first_tile, args.tile_count, compute);
 }

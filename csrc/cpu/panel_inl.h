@@ -20,6 +20,14 @@ struct Scratch {
 // Phases, or taps, side by side from which on pack_phases is better than a row after the other.
 constexpr int64_t kManyPhases = kMostPhases + 1;
 
+// One channel of one batch item.
+template <class Storage>
+struct Row {
+  const Storage* data;
+  int64_t position_stride, length;
+  PaddingMode padding_mode;
+};
+
 // A thread's memory for the operators whose register tile runs over a panel with packed or strided weights.
 template <class T>
 struct PanelMemory {
@@ -52,14 +60,22 @@ struct PanelMemory {
     }
   }
 
-  // Rows that are read where they lie come from memory: while a block of `columns` is computed, the next one is fetched
-  // by the first tiles of rows, of which this is number `index`.
-  static void fetch_ahead(const Plan& plan, int64_t index, int64_t tiles, int64_t columns, Tile<T>* tile) {
-    constexpr int64_t kLanes = Vec<T>::kLanes;
-    const int64_t turns = tiles >= plan.fetch_tiles ? plan.fetch_tiles : 1;
-    tile->ahead = index < turns ? columns + index * kLanes : 0;
-    tile->ahead_vector = turns > 1 ? 0 : kLanes;
+  // Positions [begin, end) of the rows of some batch items and of `channels` channels, `row` being the first, to be
+  // fetched by so many tiles of rows, which sum over as many channels for `columns` columns.
+  template <class Storage>
+  static NextRows rows_between(
+      const Plan& plan, const Row<Storage>& row, const TensorStrides& strides, int64_t items, int64_t channels,
+      int64_t begin, int64_t end, int64_t tiles, int64_t columns) {
+    begin = max_of(begin, 0);
+    const int64_t count = min_of(end, row.length) - begin;
+    const bool evenly_apart = items == 1 || strides.batch == channels * strides.channel;
+    if (!plan.fetch_rows || count <= 0 || row.position_stride != 1 || !evenly_apart) return {};
+    const int64_t parts = ceil_div(channels, plan.part_channels * kPair<Storage>);
+    return {
+        row.data + begin, strides.channel, items * channels, count, tiles * parts * ceil_div(columns, kTileColumns<T>)};
   }
+
+  NextRows next_rows;  // what the next block reads
 };
 
 // Of work units [begin, end), which are [block][tile] with `count` tiles from `first` on, calls body(block, tile0,
@@ -72,14 +88,6 @@ void for_blocks_of_tiles(int64_t begin, int64_t end, int64_t first, int64_t coun
     begin += tiles;
   }
 }
-
-// One channel of one batch item.
-template <class Storage>
-struct Row {
-  const Storage* data;
-  int64_t position_stride, length;
-  PaddingMode padding_mode;
-};
 
 // The position in [0, length) whose value a position outside repeats, or -1 where it is zero. Callers have checked that
 // reflect and circular wrap once at most.

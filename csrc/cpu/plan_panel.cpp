@@ -149,6 +149,7 @@ struct PanelPlanner : Planner {
       if (plan.batch_block == 1) plan.item_pitch = row;
       row = (plan.batch_block - 1) * plan.item_pitch + length + halo(plan.tap_block, phases, shift) + spread;
     }
+    plan.fetch_rows = plan.tap_block == taps;
     // Whole vectors are read at every shift.
     plan.panel_width = row_width(row + tile.lanes);
     plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width + 64;
@@ -160,7 +161,7 @@ struct PanelPlanner : Planner {
     const bool used_once = rows <= tile.rows && taps == 1 && p.stride == 1 && p.padding_left + p.padding_right == 0;
     if (!used_once || !same_type || position_stride != 1 || length < tile_columns) return false;
     plan.in_place = true;
-    plan.fetch_tiles = 0;
+    plan.fetch_rows = false;
     plan.part_channels = balanced_block(channels, kStreamedChannels, 1);
     // One tile's weights in half of the L2 cache; sums in half of the L1 cache.
     plan.pack_tiles = 1;
@@ -178,10 +179,6 @@ struct PanelPlanner : Planner {
       Plan& plan, int64_t channels, int64_t rows, int64_t taps, int64_t length, int64_t pitch, int64_t position_stride,
       bool all_packed) const {
     if (stream(plan, channels, rows, taps, length, position_stride)) return;
-    // A vector of each tile's columns by each of the first tiles of rows keeps memory and FMAs busy at once on AMD's
-    // CPUs. On a Xeon of wide cores layers took up to 1.9 times as long that way as where the first tile fetches it all
-    // (2 x 512->20, k 1; 4 x 64->24, k 1).
-    plan.fetch_tiles = wide_intel_cores(cache) ? 1 : tile_columns / tile.lanes;
     // A panel is a copy, one load and one store for the multiplications of all tiles of rows and taps; but it lies
     // together in the cache, where rows at a multiple of 4096 bytes share a few sets: without it 256 rows 16 KB apart
     // take 5 % less time, 64 KB apart 2 % more, 512 such rows 10 % more.
@@ -205,6 +202,7 @@ struct PanelPlanner : Planner {
                                              : kUsesOfFewPointwiseRows;
     plan.in_place = same_type && position_stride == 1 && few_rows && plan.batch_block == 1 && uses <= most_uses &&
                     clash <= most_clash;
+    plan.fetch_rows |= plan.in_place;
     if (!plan.in_place || !all_packed) return;
     plan.position_block = std::min(plan.position_block, whole_tiles(length, limit));
     plan.position_blocks = ceil_div(length, plan.position_block);

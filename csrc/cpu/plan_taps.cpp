@@ -14,7 +14,7 @@ constexpr int64_t kFewestChannels = 8;
 // Output channels in a part of the sum, at most. So many rows of grad_output are read side by side, and lie in few sets
 // of the caches where they are about a power of two apart. With 128, 64 and 32 of them 2->256 channels, k 15, ran at
 // 93, 107 and 105 GFLOP/s, 1->512, k 10, stride 5, at 30, 29 and 32.
-constexpr int64_t kPartChannels = 64;
+constexpr int64_t kPartChannels = 32;
 
 struct TapsPlanner : Planner {
   const int64_t rows = in_per_group * p.kernel_size;

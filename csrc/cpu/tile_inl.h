@@ -57,35 +57,51 @@ inline float load_element(const BFloat16* p) {
   return pair;
 }
 
-// Weights that are packed next: a part of each of a few rows. Each tile fetches a share of their lines into the L2
-// cache, so that they come while products are added up.
-class NextWeights {
+// Rows of memory that are needed next, a part of each: while products are added up, each tile fetches a share of their
+// cache lines into the L2 cache, a row after the other, and in each step no more lines than it has to, so that memory
+// and FMAs are busy at once. (On a Xeon layers that wait for memory ran 1.0 to 1.5 times as fast so as where a first
+// tile of rows fetched what lies behind each vector that it reads, which jumps from row to row: benchmarks/NOTES.md.)
+class NextRows {
  public:
-  NextWeights() = default;
-  // `count` weights of each of so many rows, `pitch` apart, in as many shares as there are tiles.
+  NextRows() = default;
+  // `count` elements of each of so many rows, `pitch` apart, in as many shares as there are tiles.
   template <class Storage>
-  NextWeights(const Storage* weight, int64_t pitch, int64_t rows, int64_t count, int64_t tiles)
-      : row_(reinterpret_cast<const char*>(weight)),
+  NextRows(const Storage* first, int64_t pitch, int64_t rows, int64_t count, int64_t tiles)
+      : row_(reinterpret_cast<const char*>(first)),
         pitch_(pitch * int64_t{sizeof(Storage)}),
-        rows_(rows),
         row_bytes_(count * int64_t{sizeof(Storage)}),
-        share_(ceil_div(rows * ceil_div(row_bytes_, kLine), tiles)) {}
+        lines_left_(rows * ceil_div(row_bytes_, kLine)),
+        share_(ceil_div(lines_left_, tiles)) {}
 
-  void fetch_share() {
-    for (int64_t i = 0; i < share_ && rows_ > 0; ++i) {
+  bool any_left() const { return lines_left_ > 0; }
+
+  // A tile's share is so many lines in each of its first steps.
+  struct Share {
+    int64_t lines, steps;
+  };
+  Share take_share(int64_t steps) {
+    const int64_t lines = min_of(share_, lines_left_);
+    lines_left_ -= lines;
+    if (lines <= steps) return {1, lines};
+    const int64_t in_a_step = ceil_div(lines, steps);
+    return {in_a_step, lines / in_a_step};
+  }
+
+  __attribute__((always_inline)) void fetch(int64_t lines) {
+    do {
       __builtin_prefetch(row_ + at_, 0, 2);
       at_ += kLine;
-      if (at_ < row_bytes_) continue;
-      at_ = 0;
-      row_ += pitch_;
-      --rows_;
-    }
+      const bool at_end = at_ >= row_bytes_;
+      at_ = at_end ? 0 : at_;
+      row_ += at_end ? pitch_ : 0;
+    } while (--lines > 0);
   }
 
  private:
   static constexpr int64_t kLine = 64;
   const char* row_ = nullptr;
-  int64_t pitch_ = 0, rows_ = 0, row_bytes_ = 0, share_ = 0;
+  int64_t pitch_ = 0, row_bytes_ = 0;
+  int64_t lines_left_ = 0, share_ = 0;
   int64_t at_ = 0;  // in the row
 };
 
@@ -101,22 +117,19 @@ struct Tile {
   const T* b;
   const int64_t* b_step;
   bool exact;
-  // With vector v of b, tiles of more than half the vectors of the widest prefetch what lies `ahead` + v * ahead_vector
-  // behind its first; 0: nothing.
-  int64_t ahead, ahead_vector;
   int64_t steps;
   // c[row * c_row + column]; the sums are added to init[row], or to c where init is null.
   T* c;
   int64_t c_row;
   const T* init;
   int64_t columns;
-  NextWeights* next_weights;  // or null
+  NextRows* next;  // or null; fetched by tiles of more than half the vectors of the widest
 };
 
 // What a tile fetches beside what it multiplies. A function for each case, and none of them inlined: else the loop is
 // short of registers for the rows of an a that isn't packed, and 8 x 2 and 8 x 1 vectors run at 60 and 47 % of the peak
 // (Zen 5), not at 97 and 68 %.
-enum class Fetch { kNothing, kAheadOfA, kAheadOfB };
+enum class Fetch { kNothing, kAheadOfA, kNextRows };
 
 // kExact: of b, no more than the columns is read, which are one vector at most.
 template <
@@ -145,7 +158,7 @@ __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
   if constexpr (!kPacked) {
     for (int r = 0; r < kRows; ++r) a_row[r] = static_cast<const Unpacked*>(tile.a) + tile.a_row[r];
   }
-  for (int64_t step = 0; step < tile.steps; ++step) {
+  const auto multiply = [&](int64_t step) __attribute__((always_inline)) {
     const T* b = tile.b + tile.b_step[step];
     const int64_t a_index = kPacked ? 0 : tile.a_step[step];
     if constexpr (kFetch == Fetch::kAheadOfA) {
@@ -157,10 +170,7 @@ __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
     }
     Vec<T> b_vector[kVectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      b_vector[v] = kExact ? load_partial(b, tail) : load(b + v * kLanes);
-      if (kFetch == Fetch::kAheadOfB) __builtin_prefetch(b + tile.ahead + v * tile.ahead_vector);
-    }
+    for (int v = 0; v < kVectors; ++v) b_vector[v] = kExact ? load_partial(b, tail) : load(b + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Vec<T> a = broadcast(kPacked ? a_packed[r] : load_element(a_row[r] + a_index));
@@ -168,7 +178,18 @@ __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
       for (int v = 0; v < kVectors; ++v) acc[r][v] = multiply_add<kProducts>(a, b_vector[v], acc[r][v]);
     }
     if (kPacked) a_packed += kRows;
+  };
+  int64_t step = 0;
+  if constexpr (kFetch == Fetch::kNextRows) {
+    NextRows next = *tile.next;  // in registers
+    const NextRows::Share share = next.take_share(tile.steps);
+    for (; step < share.steps; ++step) {
+      next.fetch(share.lines);
+      multiply(step);
+    }
+    *tile.next = next;
   }
+  for (; step < tile.steps; ++step) multiply(step);
 
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -191,7 +212,9 @@ void run_tile_of_width(const Tile<T>& tile, int64_t vectors) {
   if constexpr (kVectors > 0) {
     if (vectors == kVectors) {
       if constexpr (2 * kVectors > max_vectors(kRows) && (kPacked || kRows == 1)) {
-        if (tile.ahead != 0) return run_tile<T, kRows, kVectors, kPacked, kProducts, false, Fetch::kAheadOfB>(tile);
+        if (tile.next != nullptr && tile.next->any_left()) {
+          return run_tile<T, kRows, kVectors, kPacked, kProducts, false, Fetch::kNextRows>(tile);
+        }
       }
       if constexpr (!kPacked) {
         if (tile.a_ahead != 0) return run_tile<T, kRows, kVectors, kPacked, kProducts, false, Fetch::kAheadOfA>(tile);
@@ -214,7 +237,6 @@ void run_row_tile(Tile<T> tile) {
     tile.b = first.b + begin * kLanes;
     tile.c = first.c + begin * kLanes;
     tile.columns = min_of(end * kLanes, columns) - begin * kLanes;
-    if (tile.next_weights != nullptr) tile.next_weights->fetch_share();
     run_tile_of_width<T, kPacked, kProducts, kRows, max_vectors(kRows)>(tile, end - begin);
   }
   if (vectors * kLanes < columns) {
