@@ -36,12 +36,50 @@ struct BackwardWeightPanel {
   const Element* first_row = nullptr;
   int64_t position_pitch = 0;
 
-  // A block of weights, all of one group.
+  // A block of weights, all of one group, and a chunk of the sum.
   struct Block {
-    int64_t group, oc0, oc1, ic0, ic1, k0, k1;
+    int64_t chunk, group, oc0, oc1, ic0, ic1, k0, k1;
     int64_t columns;  // output channels (outer product: padded to whole vectors)
     int64_t rows() const { return (ic1 - ic0) * (k1 - k0); }
   };
+
+  // A step of the sum of a chunk: batch items [n0, n1) and positions [t0, t1), in the order of batch blocks and
+  // positions.
+  struct Step {
+    int64_t n0, n1, t0, t1;
+  };
+  int64_t first_step(int64_t chunk) const {
+    return part_begin(batch_blocks * plan.position_blocks, plan.reduction_chunks, chunk);
+  }
+  Step step_at(int64_t index) const {
+    Step step;
+    step.n0 = index / plan.position_blocks * plan.batch_block;
+    step.n1 = min_of(step.n0 + plan.batch_block, problem.batch);
+    step.t0 = index % plan.position_blocks * plan.position_block;
+    step.t1 = min_of(step.t0 + plan.position_block, problem.out_length);
+    return step;
+  }
+
+  // Number `unit` of [chunk of the sum][group][block of output channels][block of input channels][block of taps].
+  Block block_at(int64_t unit) const {
+    const auto next_index = [&](int64_t count) {
+      const int64_t index = unit % count;
+      unit /= count;
+      return index;
+    };
+    Block block;
+    block.k0 = next_index(ceil_div(problem.kernel_size, plan.tap_block)) * plan.tap_block;
+    block.k1 = min_of(block.k0 + plan.tap_block, problem.kernel_size);
+    block.ic0 = next_index(ceil_div(in_per_group, plan.channel_block)) * plan.channel_block;
+    block.ic1 = min_of(block.ic0 + plan.channel_block, in_per_group);
+    block.oc0 = next_index(ceil_div(out_per_group, plan.out_block)) * plan.out_block;
+    block.oc1 = min_of(block.oc0 + plan.out_block, out_per_group);
+    block.group = next_index(problem.groups);
+    block.chunk = unit;
+    const int64_t channels = block.oc1 - block.oc0;
+    block.columns = plan.algorithm == Algorithm::kDot ? channels : round_up(channels, kLanes);
+    return block;
+  }
 
   BackwardWeightPanel(const Conv1dProblem& p, const Plan& pl, const BackwardWeightArgs& a, void* memory)
       : problem(p), plan(pl), args(a) {
@@ -76,7 +114,8 @@ struct BackwardWeightPanel {
         problem.input.position, problem.in_length, problem.padding_mode};
   }
 
-  void fill_panel(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
+  void fill_panel(const Block& block, const Step& step) {
+    const auto [n0, n1, t0, t1] = step;
     const int64_t taps = block.k1 - block.k0, phases = min_of(plan.panel_phases, taps);
     const int64_t first = t0 * problem.stride + block.k0 * problem.dilation - problem.padding_left;
     const auto count = [&](int64_t phase) {
@@ -102,7 +141,8 @@ struct BackwardWeightPanel {
 
   // Sets first_row, position_pitch and row_offset for [n0, n1) x [t0, t1): to the input itself where the block meets no
   // padding (and, for dot products, its positions lie side by side), else to the panel, which is filled.
-  void find_rows(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
+  void find_rows(const Block& block, const Step& step) {
+    const auto [n0, n1, t0, t1] = step;
     const int64_t start = t0 * problem.stride - problem.padding_left + block.k0 * problem.dilation;
     const int64_t end = start + (t1 - 1 - t0) * problem.stride + (block.k1 - 1 - block.k0) * problem.dilation + 1;
     const int64_t pitch = problem.stride * problem.input.position;
@@ -116,7 +156,7 @@ struct BackwardWeightPanel {
         return;
       }
     }
-    fill_panel(block, n0, n1, t0, t1);
+    fill_panel(block, step);
     first_row = panel;
     position_pitch = panel_position_pitch;
     set_row_offsets(block, plan.panel_phases * plan.panel_width, plan.panel_phases, plan.panel_width, plan.phase_shift);
@@ -149,7 +189,8 @@ struct BackwardWeightPanel {
   }
 
   // grad[item][step][out_channel], then [item][out_channel] for the last of an odd number of positions.
-  void fill_grad(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
+  void fill_grad(const Block& block, const Step& step) {
+    const auto [n0, n1, t0, t1] = step;
     const int64_t channels = block.oc1 - block.oc0, steps = (t1 - t0) / kPositions, rest = (t1 - t0) % kPositions;
     T* const last_steps = grad + (n1 - n0) * steps * block.columns;
     T* dst = grad;
@@ -187,8 +228,40 @@ struct BackwardWeightPanel {
     }
   }
 
+  // What a step reads of the input and of grad_output, but for what the step before has read, to be fetched one after
+  // the other by so many tiles.
+  struct NextOperands {
+    NextRows input, grad;
+    NextRows* any() { return input.any_left() ? &input : &grad; }
+  };
+  NextOperands rows_to_fetch(const Block& block, const Step& step, int64_t tiles) const {
+    const auto [n0, n1, t0, t1] = step;
+    const Row<Storage> row = input_row(block, n0, block.ic0);
+    const bool contiguous = n1 - n0 == 1 && row.position_stride == 1 && problem.output.position == 1;
+    const auto position = [&](int64_t t, int64_t k) {
+      return t * problem.stride + k * problem.dilation - problem.padding_left;
+    };
+    const int64_t read_before = t0 > 0 ? position(t0 - 1, block.k1 - 1) + 1 : 0;
+    const int64_t begin = max_of(position(t0, block.k0), read_before);
+    const int64_t count = min_of(row.length, position(t1 - 1, block.k1 - 1) + 1) - begin;
+    if (!plan.fetch_rows || !contiguous || begin < 0 || count <= 0) return {};
+    const int64_t in_channels = block.ic1 - block.ic0, channels = block.oc1 - block.oc0;
+    const int64_t input = in_channels * count, grad = channels * (t1 - t0);
+    const int64_t tiles_of_input = max_of(1, tiles * input / (input + grad));
+    return {
+        {row.data + begin, problem.input.channel, in_channels, count, tiles_of_input},
+        {grad_row(block, n0, block.oc0, t0), problem.output.channel, channels, t1 - t0,
+         max_of(1, tiles - tiles_of_input)}};
+  }
+  int64_t tiles(const Block& block, const Step& step) const {
+    const int64_t positions = (step.n1 - step.n0) * (step.t1 - step.t0);
+    return ceil_div(positions, plan.reduction_block) * ceil_div(block.rows(), kTileRows) *
+           ceil_div(block.columns / kLanes, max_vectors(kTileRows));
+  }
+
   // results[row][out_channel] += sum over the items and positions; `first`: = instead of +=.
-  void add_outer_products(const Block& block, int64_t items, int64_t positions, bool first) {
+  void add_outer_products(const Block& block, const Step& sum_step, bool first, NextOperands* next) {
+    const int64_t items = sum_step.n1 - sum_step.n0, positions = sum_step.t1 - sum_step.t0;
     const int64_t steps = items * (positions / kPositions), last_steps = positions % kPositions == 0 ? 0 : items;
     for (int64_t item = 0, step = 0; item < items; ++item) {
       for (int64_t t = 0; t + kPositions <= positions; t += kPositions, ++step) {
@@ -218,6 +291,7 @@ struct BackwardWeightPanel {
         for (int64_t i = 0; i < row_tiles; ++i) {
           const int64_t begin = part_begin(block.rows(), row_tiles, i);
           tile.a_row = offset + begin;
+          tile.next = next->any();
           tile.c = results + begin * block.columns + column;
           run_rows<T, false, kPositions>(tile, part_begin(block.rows(), row_tiles, i + 1) - begin);
         }
@@ -230,24 +304,26 @@ struct BackwardWeightPanel {
   }
 
   // results[out_channel][row][lane] += the part of the sum over positions that falls to the lane
-  void add_dot_products(const Block& block, int64_t n, int64_t t0, int64_t t1) {
+  void add_dot_products(const Block& block, const Step& step) {
+    const auto [n, end, t0, t1] = step;
     if (problem.output.position == 1) {
       for (int64_t oc = 0; oc < block.columns; ++oc) grad_step[oc] = oc * problem.output.channel;
-      add_dot_products_of(grad_row(block, n, block.oc0, t0), block, t1 - t0);
+      const int64_t ahead = plan.fetch_rows ? kDotRows * problem.output.channel : 0;  // the rows of the next tile
+      add_dot_products_of(grad_row(block, n, block.oc0, t0), block, t1 - t0, ahead);
     } else {
       Element* copied = reinterpret_cast<Element*>(grad);
       for (int64_t oc = 0; oc < block.columns; ++oc) {
         grad_step[oc] = oc * plan.position_block;
         copy_row(grad_row(block, n, block.oc0 + oc, t0), problem.output.position, t1 - t0, copied + grad_step[oc]);
       }
-      add_dot_products_of(copied, block, t1 - t0);
+      add_dot_products_of(copied, block, t1 - t0, 0);
     }
   }
 
   template <class Grad>
-  void add_dot_products_of(const Grad* first_grad, const Block& block, int64_t positions) {
+  void add_dot_products_of(const Grad* first_grad, const Block& block, int64_t positions, int64_t ahead) {
     run_dots<true>(
-        Dots<Grad, Element>{first_grad, grad_step, first_row, row_offset, positions, results, block.rows()},
+        Dots<Grad, Element>{first_grad, grad_step, first_row, row_offset, positions, results, block.rows(), ahead},
         block.columns, block.rows());
   }
 
@@ -256,38 +332,36 @@ struct BackwardWeightPanel {
     for (int64_t i = 0; i < block.rows() * block.columns; ++i) results[i] = sum(load(results + i * kLanes));
   }
 
-  // The part of the sum that belongs to a chunk, in the order of batch blocks and positions.
-  void compute(const Block& block, int64_t chunk) {
+  // The part of the sum that belongs to a block's chunk. While a step is summed, what the next one reads is fetched.
+  void compute(const Block& block) {
     const bool dot = plan.algorithm == Algorithm::kDot;
     if (dot) {
       for (int64_t i = 0; i < block.rows() * block.columns * kLanes; ++i) results[i] = 0;
     }
-    const int64_t steps = batch_blocks * plan.position_blocks;
-    const int64_t begin = part_begin(steps, plan.reduction_chunks, chunk);
-    for (int64_t step = begin; step < part_begin(steps, plan.reduction_chunks, chunk + 1); ++step) {
-      const int64_t n0 = step / plan.position_blocks * plan.batch_block;
-      const int64_t n1 = min_of(n0 + plan.batch_block, problem.batch);
-      const int64_t t0 = step % plan.position_blocks * plan.position_block;
-      const int64_t t1 = min_of(t0 + plan.position_block, problem.out_length);
-      find_rows(block, n0, n1, t0, t1);
+    const int64_t begin = first_step(block.chunk), end = first_step(block.chunk + 1);
+    for (int64_t index = begin; index < end; ++index) {
+      const Step step = step_at(index);
+      find_rows(block, step);
       if (dot) {
-        add_dot_products(block, n0, t0, t1);
-      } else {
-        fill_grad(block, n0, n1, t0, t1);
-        add_outer_products(block, n1 - n0, t1 - t0, step == begin);
+        add_dot_products(block, step);
+        continue;
       }
+      fill_grad(block, step);
+      NextOperands operands;
+      if (index + 1 < end) operands = rows_to_fetch(block, step_at(index + 1), tiles(block, step));
+      add_outer_products(block, step, index == begin, &operands);
     }
     if (dot) add_lanes(block);
-    store_results(block, chunk);
+    store_results(block);
   }
 
   // results[in_channel, tap][out_channel] (dot: [out_channel][in_channel, tap]) to the weights' own order, or to the
   // chunk's partial sums in the standard one.
-  void store_results(const Block& block, int64_t chunk) {
+  void store_results(const Block& block) {
     const int64_t channel = block.group * out_per_group + block.oc0;
     if (plan.reduction_chunks > 1) {
       T* dst = static_cast<T*>(args.partial_sums) + block.k0 +
-               ((chunk * problem.out_channels + channel) * in_per_group + block.ic0) * problem.kernel_size;
+               ((block.chunk * problem.out_channels + channel) * in_per_group + block.ic0) * problem.kernel_size;
       store_channels<T>(block, dst, {in_per_group * problem.kernel_size, problem.kernel_size, 1}, false);
     } else {
       Storage* dst = static_cast<Storage*>(args.grad_weight) + channel * problem.weight.out_channel +
@@ -345,26 +419,7 @@ void backward_weight_panel(
     const Conv1dProblem& problem, const Plan& plan, const BackwardWeightArgs& args, void* scratch, int64_t begin,
     int64_t end) {
   BackwardWeightPanel<Storage> kernel(problem, plan, args, scratch);
-  const int64_t tap_blocks = ceil_div(problem.kernel_size, plan.tap_block);
-  const int64_t channel_blocks = ceil_div(kernel.in_per_group, plan.channel_block);
-  const int64_t out_blocks = ceil_div(kernel.out_per_group, plan.out_block);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    typename BackwardWeightPanel<Storage>::Block block;
-    int64_t index = unit;
-    block.k0 = index % tap_blocks * plan.tap_block;
-    block.k1 = min_of(block.k0 + plan.tap_block, problem.kernel_size);
-    index /= tap_blocks;
-    block.ic0 = index % channel_blocks * plan.channel_block;
-    block.ic1 = min_of(block.ic0 + plan.channel_block, kernel.in_per_group);
-    index /= channel_blocks;
-    block.oc0 = index % out_blocks * plan.out_block;
-    block.oc1 = min_of(block.oc0 + plan.out_block, kernel.out_per_group);
-    index /= out_blocks;
-    block.group = index % problem.groups;
-    block.columns =
-        plan.algorithm == Algorithm::kDot ? block.oc1 - block.oc0 : round_up(block.oc1 - block.oc0, kernel.kLanes);
-    kernel.compute(block, index / problem.groups);
-  }
+  for (int64_t unit = begin; unit < end; ++unit) kernel.compute(kernel.block_at(unit));
 }
 
 // Work units: output channels.

@@ -67,7 +67,7 @@ struct Plan {
   PackWeight pack_weight;
   int64_t pack_tiles;        // tiles whose weights are packed together
   bool in_place;             // forward and backward_input: rows are read where they lie, where no padding comes in
-  bool fetch_rows;           // forward and backward_input: those of the next block are fetched meanwhile
+  bool fetch_rows;           // rows that are read next are fetched meanwhile
   bool direct;               // sums are kept in the result itself, not in scratch memory
   int64_t reduction_block;   // backward_weight: positions between two visits of a sum, at most
   int64_t reduction_chunks;  // backward_weight: parts of the sum over batch and positions, summed up at the end

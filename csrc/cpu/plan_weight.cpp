@@ -43,6 +43,9 @@ struct WeightPlanner : Planner {
     const bool dot = suits_dot();
     plan.algorithm = dot ? Algorithm::kDot : Algorithm::kPanel;
     plan.direct = false;
+    // Dot products run 1.05 to 1.26 times as fast so on a Xeon of wide cores, 0.92 to 1.0 times on a Zen 5, but for one
+    // case.
+    plan.fetch_rows = !dot || wide_intel_cores(cache);
     const int64_t sum_budget = dot ? panel_budget / tile.lanes : panel_budget;
     // A block of sums is rows x columns. For each block of columns the input is copied to the panel, min(stride, K)
     // elements an output position; for each block of rows grad_output is transposed. In this shape both cost the same.

@@ -181,13 +181,22 @@ __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
   };
   int64_t step = 0;
   if constexpr (kFetch == Fetch::kNextRows) {
-    NextRows next = *tile.next;  // in registers
-    const NextRows::Share share = next.take_share(tile.steps);
-    for (; step < share.steps; ++step) {
-      next.fetch(share.lines);
-      multiply(step);
+    if constexpr (kPacked) {
+      NextRows next = *tile.next;  // in registers
+      const NextRows::Share share = next.take_share(tile.steps);
+      for (; step < share.steps; ++step) {
+        next.fetch(share.lines);
+        multiply(step);
+      }
+      *tile.next = next;
+    } else {  // the registers hold the rows' addresses
+      constexpr int64_t kRun = 16, kMostLines = 8;
+      const NextRows::Share share = tile.next->take_share(ceil_div(tile.steps, kRun));
+      for (int64_t run = 0; run < share.steps; ++run) {
+        tile.next->fetch(min_of(share.lines, kMostLines));
+        for (const int64_t end = min_of(step + kRun, tile.steps); step < end; ++step) multiply(step);
+      }
     }
-    *tile.next = next;
   }
   for (; step < tile.steps; ++step) multiply(step);
 
@@ -211,13 +220,13 @@ template <class T, bool kPacked, int kProducts, int kRows, int kVectors>
 void run_tile_of_width(const Tile<T>& tile, int64_t vectors) {
   if constexpr (kVectors > 0) {
     if (vectors == kVectors) {
-      if constexpr (2 * kVectors > max_vectors(kRows) && (kPacked || kRows == 1)) {
+      if constexpr (!kPacked) {
+        if (tile.a_ahead != 0) return run_tile<T, kRows, kVectors, kPacked, kProducts, false, Fetch::kAheadOfA>(tile);
+      }
+      if constexpr (2 * kVectors > max_vectors(kRows)) {
         if (tile.next != nullptr && tile.next->any_left()) {
           return run_tile<T, kRows, kVectors, kPacked, kProducts, false, Fetch::kNextRows>(tile);
         }
-      }
-      if constexpr (!kPacked) {
-        if (tile.a_ahead != 0) return run_tile<T, kRows, kVectors, kPacked, kProducts, false, Fetch::kAheadOfA>(tile);
       }
       return run_tile<T, kRows, kVectors, kPacked, kProducts>(tile);
     }

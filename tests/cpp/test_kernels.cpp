@@ -216,7 +216,7 @@ void check_plans(const std::vector<Met>& plans) {
     CHECK(met(op, uses(Algorithm::kDepthwise)));
     CHECK(met(op, uses(Algorithm::kColumns)));
     for (const bool fetch : {false, true}) {
-      CHECK(met(op, [&](const Plan& p) { return p.in_place && (p.fetch_tiles > 0) == fetch; }));
+      CHECK(met(op, [&](const Plan& p) { return p.in_place && p.fetch_rows == fetch; }));
     }
     for (const bool direct : {false, true}) CHECK(met(op, [&](const Plan& p) { return p.direct == direct; }));
     CHECK(std::any_of(plans.begin(), plans.end(), [&](const Met& m) {  // items side by side that each fill a tile
