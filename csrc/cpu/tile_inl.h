@@ -59,7 +59,7 @@ inline float load_element(const BFloat16* p) {
 
 // Rows of memory that are needed next, a part of each: while products are added up, each tile fetches a share of their
 // cache lines into the L2 cache, a row after the other, and in each step no more lines than it has to, so that memory
-// and FMAs are busy at once. (On a Xeon layers that wait for memory ran 1.0 to 1.5 times as fast so as where a first
+// and FMAs are busy at once. (On a Xeon layers that wait for memory ran 1.0 to 1.7 times as fast so as where a first
 // tile of rows fetched what lies behind each vector that it reads, which jumps from row to row: benchmarks/NOTES.md.)
 class NextRows {
  public:
