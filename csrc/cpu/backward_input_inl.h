@@ -72,15 +72,17 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
     return block;
   }
 
-  // What a block reads of channels [oc0, oc1) of the panel, but for what the block before has read, to be fetched by so
-  // many tiles of rows.
-  NextRows rows_to_fetch(const Block& block, int64_t oc0, int64_t oc1, int64_t tiles) const {
-    const int64_t read_before = block.j0 > 0 ? block.j0 + classes.offset(0) : 0;
+  // What a block reads of channels [oc0, oc1) of the panel.
+  NextRows rows_to_fetch(const Block& block, int64_t oc0, int64_t oc1, int64_t work) const {
     const int64_t channel = oc0 * kPair<Storage>, channels = min_of(oc1 * kPair<Storage>, out_per_group) - channel;
     return this->rows_between(
-        plan, grad_row(block.group, block.n0, channel), problem.output, block.n1 - block.n0, channels,
-        max_of(block.j0 + lowest_offset(taps_per_class), read_before), block.j1 + classes.offset(0), tiles,
-        block.columns);
+        grad_row(block.group, block.n0, channel), problem.output, block.n1 - block.n0, channels,
+        block.j0 + lowest_offset(taps_per_class), block.j1 + classes.offset(0), work);
+  }
+
+  // The work of so many rows and channels of the panel, in vectors; classes have as many taps as there are on average.
+  int64_t work(const Block& block, int64_t rows, int64_t channels) const {
+    return rows * ceil_div(block.columns, Vec<T>::kLanes) * channels * problem.kernel_size / classes.count;
   }
 
   // Whether a block's rows are read where they lie, for all taps.
@@ -315,12 +317,12 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
           const int64_t m_end = min_of(m + plan.tap_block, taps_per_class);
           if (!read_once(block)) {
             fill_panel(block, oc, oc_end, m, m_end);
-            const bool last = oc_end == panel_channels;
-            const Block* following = !last || tile_end < tile1 || segment.end < classes.count ? &block : next;
-            const int64_t first = last ? 0 : oc_end;
-            next_rows = following != nullptr
-                            ? rows_to_fetch(*following, first, first + plan.channel_block, tile_end - tile)
-                            : NextRows{};
+            if (m_end == taps_per_class) {
+              const bool again = tile_end < tile1 || segment.end < classes.count;
+              const int64_t rows = first_row(segment, tile_end) - first_row(segment, tile);
+              next_rows =
+                  following_rows(*this, block, next, plan.channel_block, oc_end, again, work(block, rows, oc_end - oc));
+            }
           }
           run(block, segment, tile, tile_end, oc, oc_end, m, min_of(m_end, taps));
         }
@@ -347,7 +349,11 @@ struct BackwardInputPanel : PanelMemory<Acc<Storage>> {
   bool read_once(const Block& block) const { return whole_panel() || in_place(block); }
   void begin_block(const Block& block, const Block* next, int64_t tiles) {
     if (whole_panel() && !in_place(block)) fill_panel(block, 0, panel_channels, 0, taps_per_class);
-    if (read_once(block)) next_rows = next != nullptr ? rows_to_fetch(*next, 0, panel_channels, tiles) : NextRows{};
+    if (read_once(block)) {
+      const int64_t rows = min_of(tiles * kTileRows, in_per_group * classes.count);
+      next_rows =
+          following_rows(*this, block, next, panel_channels, panel_channels, false, work(block, rows, panel_channels));
+    }
   }
 
   Storage* input_row(const Block& block, int64_t n, int64_t ic) const {

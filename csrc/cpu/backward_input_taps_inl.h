@@ -67,8 +67,8 @@ struct BackwardInputTaps {
   }
 
   // A part of the sum after the other, so that the rows of a part stay in the cache for all tiles. Meanwhile those of
-  // the next part are fetched, in the end those of the next block.
-  void multiply(const Block& block, const Block& next) {
+  // the next part are fetched, in the end those of the block `next`, if there is one.
+  void multiply(const Block& block, const Block* next) {
     const T zeros[kTileRows] = {};
     Tile<T> tile{};
     tile.b_step = grad_step;
@@ -82,11 +82,14 @@ struct BackwardInputTaps {
       tile.b = block.grad + oc * problem.output.channel;
       tile.init = oc == 0 ? zeros : nullptr;
       const int64_t next_oc = oc + tile.steps < out_per_group ? oc + tile.steps : 0;
-      const Block& following = next_oc > 0 ? block : next;
-      next_rows = {
-          following.grad + next_oc * problem.output.channel, problem.output.channel,
-          min_of(plan.part_channels, out_per_group - next_oc), following.met.end - following.met.begin,
-          row_tiles * ceil_div(tile.columns, kTileColumns<T>)};
+      const Block* following = next_oc > 0 ? &block : next;
+      next_rows = {};
+      if (following != nullptr) {
+        next_rows = {
+            following->grad + next_oc * problem.output.channel, problem.output.channel,
+            min_of(plan.part_channels, out_per_group - next_oc), following->met.end - following->met.begin,
+            rows * ceil_div(tile.columns, Vec<T>::kLanes) * tile.steps};
+      }
       for (int64_t i = 0; i < row_tiles; ++i) {
         const int64_t row = first_row(i), count = first_row(i + 1) - row;
         tile.a = weights + row * out_per_group + oc * count;
@@ -96,8 +99,9 @@ struct BackwardInputTaps {
     }
   }
 
-  void compute(const Block& block, const Block& next) {
-    const auto [n, group, begin, end, grad, met] = block;
+  void compute(const Block& block, const Block* next) {
+    const int64_t begin = block.begin, end = block.end;
+    const Part met = block.met;
     if (met.begin < met.end) multiply(block, next);
     const int64_t first = met.begin * problem.stride - problem.padding_left - begin;  // of the first output, in `sums`
     for (int64_t ic = 0; ic < in_per_group; ++ic) {
@@ -108,8 +112,8 @@ struct BackwardInputTaps {
         const T* row = products + (ic * problem.kernel_size + tap) * plan.panel_width;
         add_row(row + inside.begin, inside.end - inside.begin, sums + start + inside.begin * problem.stride);
       }
-      Storage* result = static_cast<Storage*>(args.grad_input) + n * problem.input.batch +
-                        (group * in_per_group + ic) * problem.input.channel + begin * problem.input.position;
+      Storage* result = static_cast<Storage*>(args.grad_input) + block.n * problem.input.batch +
+                        (block.group * in_per_group + ic) * problem.input.channel + begin * problem.input.position;
       store_row(problem, sums, end - begin, result, problem.input.position);
     }
   }
@@ -131,9 +135,10 @@ void backward_input_taps(
   BackwardInputTaps<Storage> kernel(problem, plan, args, scratch);
   int64_t packed = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
-    const auto block = kernel.block_at(unit);
+    const bool last = unit + 1 == end;
+    const auto block = kernel.block_at(unit), next = kernel.block_at(last ? unit : unit + 1);
     if (block.group != packed) kernel.pack_weights(packed = block.group);
-    kernel.compute(block, kernel.block_at(min_of(unit + 1, end - 1)));
+    kernel.compute(block, last ? nullptr : &next);
   }
 }
 

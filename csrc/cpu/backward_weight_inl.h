@@ -114,8 +114,7 @@ struct BackwardWeightPanel {
         problem.input.position, problem.in_length, problem.padding_mode};
   }
 
-  void fill_panel(const Block& block, const Step& step) {
-    const auto [n0, n1, t0, t1] = step;
+  void fill_panel(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
     const int64_t taps = block.k1 - block.k0, phases = min_of(plan.panel_phases, taps);
     const int64_t first = t0 * problem.stride + block.k0 * problem.dilation - problem.padding_left;
     const auto count = [&](int64_t phase) {
@@ -141,8 +140,7 @@ struct BackwardWeightPanel {
 
   // Sets first_row, position_pitch and row_offset for [n0, n1) x [t0, t1): to the input itself where the block meets no
   // padding (and, for dot products, its positions lie side by side), else to the panel, which is filled.
-  void find_rows(const Block& block, const Step& step) {
-    const auto [n0, n1, t0, t1] = step;
+  void find_rows(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
     const int64_t start = t0 * problem.stride - problem.padding_left + block.k0 * problem.dilation;
     const int64_t end = start + (t1 - 1 - t0) * problem.stride + (block.k1 - 1 - block.k0) * problem.dilation + 1;
     const int64_t pitch = problem.stride * problem.input.position;
@@ -156,7 +154,7 @@ struct BackwardWeightPanel {
         return;
       }
     }
-    fill_panel(block, step);
+    fill_panel(block, n0, n1, t0, t1);
     first_row = panel;
     position_pitch = panel_position_pitch;
     set_row_offsets(block, plan.panel_phases * plan.panel_width, plan.panel_phases, plan.panel_width, plan.phase_shift);
@@ -189,8 +187,7 @@ struct BackwardWeightPanel {
   }
 
   // grad[item][step][out_channel], then [item][out_channel] for the last of an odd number of positions.
-  void fill_grad(const Block& block, const Step& step) {
-    const auto [n0, n1, t0, t1] = step;
+  void fill_grad(const Block& block, int64_t n0, int64_t n1, int64_t t0, int64_t t1) {
     const int64_t channels = block.oc1 - block.oc0, steps = (t1 - t0) / kPositions, rest = (t1 - t0) % kPositions;
     T* const last_steps = grad + (n1 - n0) * steps * block.columns;
     T* dst = grad;
@@ -228,40 +225,32 @@ struct BackwardWeightPanel {
     }
   }
 
-  // What a step reads of the input and of grad_output, but for what the step before has read, to be fetched one after
-  // the other by so many tiles.
+  // What a step reads of the input and of grad_output, to be fetched one after the other in the course of so much work,
+  // in vectors.
   struct NextOperands {
     NextRows input, grad;
-    NextRows* any() { return input.any_left() ? &input : &grad; }
+    NextRows* current() { return input.any_left() ? &input : &grad; }
   };
-  NextOperands rows_to_fetch(const Block& block, const Step& step, int64_t tiles) const {
-    const auto [n0, n1, t0, t1] = step;
-    const Row<Storage> row = input_row(block, n0, block.ic0);
-    const bool contiguous = n1 - n0 == 1 && row.position_stride == 1 && problem.output.position == 1;
-    const auto position = [&](int64_t t, int64_t k) {
-      return t * problem.stride + k * problem.dilation - problem.padding_left;
-    };
-    const int64_t read_before = t0 > 0 ? position(t0 - 1, block.k1 - 1) + 1 : 0;
-    const int64_t begin = max_of(position(t0, block.k0), read_before);
-    const int64_t count = min_of(row.length, position(t1 - 1, block.k1 - 1) + 1) - begin;
-    if (!plan.fetch_rows || !contiguous || begin < 0 || count <= 0) return {};
+  NextOperands operands_to_fetch(const Block& block, const Step& step, int64_t work) const {
+    const Row<Storage> row = input_row(block, step.n0, block.ic0);
+    const int64_t reach = (block.k1 - block.k0 - 1) * problem.dilation;
+    const int64_t first = step.t0 * problem.stride + block.k0 * problem.dilation - problem.padding_left;
+    const int64_t begin = max_of(first, 0);
+    const int64_t end = min_of(first + (step.t1 - 1 - step.t0) * problem.stride + reach + 1, row.length);
+    const bool contiguous = row.position_stride == 1 && problem.output.position == 1;
+    const bool reads_all_lines = problem.stride <= reach + int64_t{64 / sizeof(Storage)};
+    if (!plan.fetch_rows || step.n1 - step.n0 > 1 || !contiguous || !reads_all_lines) return {};
     const int64_t in_channels = block.ic1 - block.ic0, channels = block.oc1 - block.oc0;
-    const int64_t input = in_channels * count, grad = channels * (t1 - t0);
-    const int64_t tiles_of_input = max_of(1, tiles * input / (input + grad));
+    const int64_t input = in_channels * max_of(0, end - begin), grad = channels * (step.t1 - step.t0);
+    const int64_t work_of_input = int64_t(double(work) * double(input) / double(input + grad));
     return {
-        {row.data + begin, problem.input.channel, in_channels, count, tiles_of_input},
-        {grad_row(block, n0, block.oc0, t0), problem.output.channel, channels, t1 - t0,
-         max_of(1, tiles - tiles_of_input)}};
-  }
-  int64_t tiles(const Block& block, const Step& step) const {
-    const int64_t positions = (step.n1 - step.n0) * (step.t1 - step.t0);
-    return ceil_div(positions, plan.reduction_block) * ceil_div(block.rows(), kTileRows) *
-           ceil_div(block.columns / kLanes, max_vectors(kTileRows));
+        {row.data + begin, problem.input.channel, in_channels, end - begin, work_of_input},
+        {grad_row(block, step.n0, block.oc0, step.t0), problem.output.channel, channels, step.t1 - step.t0,
+         work - work_of_input}};
   }
 
   // results[row][out_channel] += sum over the items and positions; `first`: = instead of +=.
-  void add_outer_products(const Block& block, const Step& sum_step, bool first, NextOperands* next) {
-    const int64_t items = sum_step.n1 - sum_step.n0, positions = sum_step.t1 - sum_step.t0;
+  void add_outer_products(const Block& block, int64_t items, int64_t positions, bool first, NextOperands* next) {
     const int64_t steps = items * (positions / kPositions), last_steps = positions % kPositions == 0 ? 0 : items;
     for (int64_t item = 0, step = 0; item < items; ++item) {
       for (int64_t t = 0; t + kPositions <= positions; t += kPositions, ++step) {
@@ -291,7 +280,7 @@ struct BackwardWeightPanel {
         for (int64_t i = 0; i < row_tiles; ++i) {
           const int64_t begin = part_begin(block.rows(), row_tiles, i);
           tile.a_row = offset + begin;
-          tile.next = next->any();
+          tile.next = next->current();
           tile.c = results + begin * block.columns + column;
           run_rows<T, false, kPositions>(tile, part_begin(block.rows(), row_tiles, i + 1) - begin);
         }
@@ -305,26 +294,25 @@ struct BackwardWeightPanel {
 
   // results[out_channel][row][lane] += the part of the sum over positions that falls to the lane
   void add_dot_products(const Block& block, const Step& step) {
-    const auto [n, end, t0, t1] = step;
+    const int64_t n = step.n0, t0 = step.t0, positions = step.t1 - step.t0;
     if (problem.output.position == 1) {
       for (int64_t oc = 0; oc < block.columns; ++oc) grad_step[oc] = oc * problem.output.channel;
-      const int64_t ahead = plan.fetch_rows ? kDotRows * problem.output.channel : 0;  // the rows of the next tile
-      add_dot_products_of(grad_row(block, n, block.oc0, t0), block, t1 - t0, ahead);
+      add_dot_products_of(grad_row(block, n, block.oc0, t0), block, positions, plan.fetch_rows);
     } else {
       Element* copied = reinterpret_cast<Element*>(grad);
       for (int64_t oc = 0; oc < block.columns; ++oc) {
         grad_step[oc] = oc * plan.position_block;
-        copy_row(grad_row(block, n, block.oc0 + oc, t0), problem.output.position, t1 - t0, copied + grad_step[oc]);
+        copy_row(grad_row(block, n, block.oc0 + oc, t0), problem.output.position, positions, copied + grad_step[oc]);
       }
-      add_dot_products_of(copied, block, t1 - t0, 0);
+      add_dot_products_of(copied, block, positions, false);
     }
   }
 
   template <class Grad>
-  void add_dot_products_of(const Grad* first_grad, const Block& block, int64_t positions, int64_t ahead) {
-    run_dots<true>(
-        Dots<Grad, Element>{first_grad, grad_step, first_row, row_offset, positions, results, block.rows(), ahead},
-        block.columns, block.rows());
+  void add_dot_products_of(const Grad* first_grad, const Block& block, int64_t positions, bool fetches_rows) {
+    Dots<Grad, Element> dots{first_grad, grad_step, first_row, row_offset, positions, results, block.rows()};
+    dots.fetches_rows = fetches_rows;
+    run_dots<true>(dots, block.columns, block.rows());
   }
 
   // Then results[out_channel][row].
@@ -332,8 +320,9 @@ struct BackwardWeightPanel {
     for (int64_t i = 0; i < block.rows() * block.columns; ++i) results[i] = sum(load(results + i * kLanes));
   }
 
-  // The part of the sum that belongs to a block's chunk. While a step is summed, what the next one reads is fetched.
-  void compute(const Block& block) {
+  // The part of the sum that belongs to a block's chunk. While a step is summed, what the next one reads is fetched,
+  // in the end the first one of the block `next`, if there is one.
+  void compute(const Block& block, const Block* next) {
     const bool dot = plan.algorithm == Algorithm::kDot;
     if (dot) {
       for (int64_t i = 0; i < block.rows() * block.columns * kLanes; ++i) results[i] = 0;
@@ -341,15 +330,21 @@ struct BackwardWeightPanel {
     const int64_t begin = first_step(block.chunk), end = first_step(block.chunk + 1);
     for (int64_t index = begin; index < end; ++index) {
       const Step step = step_at(index);
-      find_rows(block, step);
+      find_rows(block, step.n0, step.n1, step.t0, step.t1);
       if (dot) {
         add_dot_products(block, step);
         continue;
       }
-      fill_grad(block, step);
+      fill_grad(block, step.n0, step.n1, step.t0, step.t1);
+      const int64_t positions = (step.n1 - step.n0) * (step.t1 - step.t0);
+      const int64_t work = block.rows() * block.columns / kLanes * (positions / kPositions);
       NextOperands operands;
-      if (index + 1 < end) operands = rows_to_fetch(block, step_at(index + 1), tiles(block, step));
-      add_outer_products(block, step, index == begin, &operands);
+      if (index + 1 < end) {
+        operands = operands_to_fetch(block, step_at(index + 1), work);
+      } else if (next != nullptr) {
+        operands = operands_to_fetch(*next, step_at(first_step(next->chunk)), work);
+      }
+      add_outer_products(block, step.n1 - step.n0, step.t1 - step.t0, index == begin, &operands);
     }
     if (dot) add_lanes(block);
     store_results(block);
@@ -419,7 +414,11 @@ void backward_weight_panel(
     const Conv1dProblem& problem, const Plan& plan, const BackwardWeightArgs& args, void* scratch, int64_t begin,
     int64_t end) {
   BackwardWeightPanel<Storage> kernel(problem, plan, args, scratch);
-  for (int64_t unit = begin; unit < end; ++unit) kernel.compute(kernel.block_at(unit));
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const bool last = unit + 1 == end;
+    const auto block = kernel.block_at(unit), next = kernel.block_at(last ? unit : unit + 1);
+    kernel.compute(block, last ? nullptr : &next);
+  }
 }
 
 // Work units: output channels.
@@ -442,58 +441,6 @@ void backward_weight_sum(
     store_row(
         problem, total, count, static_cast<Storage*>(args.grad_weight) + first * problem.weight.tap,
         problem.weight.tap);
-  }
-}
-
-// The sum of a few contiguous elements, while those 4 KB further on are fetched: 34 GB/s became 42 (Zen 5).
-template <class Storage>
-Acc<Storage> sum_row(const Storage* row, int64_t count) {
-  using T = Acc<Storage>;
-  constexpr int64_t kLanes = Vec<T>::kLanes, kAhead = 4096 / sizeof(Storage);
-  constexpr int kChains = 8;  // hide the latency of the additions
-  Vec<T> sums[kChains];
-  for (auto& s : sums) s = broadcast(T{0});
-  int64_t i = 0;
-  for (; i + kChains * kLanes <= count; i += kChains * kLanes) {
-#pragma GCC unroll 8
-    for (int chain = 0; chain < kChains; ++chain) {
-      __builtin_prefetch(row + i + chain * kLanes + kAhead);
-      sums[chain] = add(sums[chain], load(row + i + chain * kLanes));
-    }
-  }
-  for (; i + kLanes <= count; i += kLanes) sums[0] = add(sums[0], load(row + i));
-  if (i < count) sums[1] = add(sums[1], load_partial(row + i, count - i));
-  for (int width = kChains / 2; width > 0; width /= 2) {
-    for (int chain = 0; chain < width; ++chain) sums[chain] = add(sums[chain], sums[chain + width]);
-  }
-  return sum(sums[0]);
-}
-
-// Work units: output channels. Each is summed in blocks, in order, and the blocks in double: long sums of one sign
-// would lose digits in float.
-template <class Storage>
-void backward_bias(const Conv1dProblem& problem, const BackwardBiasArgs& args, int64_t begin, int64_t end) {
-  using T = Acc<Storage>;
-  constexpr int64_t kBlock = 1024;
-  T block[kBlock];
-  for (int64_t oc = begin; oc < end; ++oc) {
-    double total = 0;
-    for (int64_t n = 0; n < problem.batch; ++n) {
-      const Storage* row =
-          static_cast<const Storage*>(args.grad_output) + n * problem.output.batch + oc * problem.output.channel;
-      for (int64_t t = 0; t < problem.out_length; t += kBlock) {
-        const int64_t count = min_of(kBlock, problem.out_length - t);
-        const Storage* first = row + t * problem.output.position;
-        if (problem.output.position == 1) {
-          total += sum_row(first, count);
-        } else {
-          copy_row(first, problem.output.position, count, block);
-          total += sum_row(block, count);
-        }
-      }
-    }
-    const T rounded = T(total);
-    store_row(problem, &rounded, 1, static_cast<Storage*>(args.grad_bias) + oc, 1);
   }
 }
 

@@ -19,6 +19,7 @@ struct Dots {
   int64_t c_row;
   int64_t ahead = 0;  // elements from a to what is read next, of which rows [ahead_begin, ahead_end) are fetched; or 0
   int64_t ahead_begin = 0, ahead_end = 0;
+  bool fetches_rows = false;  // those of a of the next tile
 };
 
 // A vector of elements, or of pairs of them; partial: of the first n elements, and zeros.
@@ -150,7 +151,9 @@ void run_dots(Dots<A, B> dots, int64_t rows, int64_t columns) {
     const int64_t begin = part_begin(rows, tiles, i);
     dots.a_row = first.a_row + begin;
     dots.c = first.c + begin * dots.c_row * (kVectorSums ? Vec<Acc<B>>::kLanes : 1);
-    run_dot_rows<kVectorSums>(dots, part_begin(rows, tiles, i + 1) - begin, columns);
+    const int64_t count = part_begin(rows, tiles, i + 1) - begin;
+    if (first.fetches_rows) dots.ahead = i + 1 < tiles ? dots.a_row[count] - dots.a_row[0] : 0;
+    run_dot_rows<kVectorSums>(dots, count, columns);
   }
 }
 

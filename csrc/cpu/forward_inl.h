@@ -19,6 +19,7 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
   const int64_t in_per_group = problem.in_channels / problem.groups;
   const int64_t panel_channels = ceil_div(in_per_group, kPair<Storage>);
   const int64_t out_per_group = problem.out_channels / problem.groups;
+  static constexpr int64_t kLine = 64 / sizeof(Storage);
 
   // A block of outputs: batch items [n0, n1), a group, positions [t0, t1).
   struct Block {
@@ -78,16 +79,15 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     return block;
   }
 
-  // What a block reads of channels [ic0, ic1) of the panel, but for what the block before has read, to be fetched by so
-  // many tiles of rows.
-  NextRows rows_to_fetch(const Block& block, int64_t ic0, int64_t ic1, int64_t tiles) const {
+  // What a block reads of channels [ic0, ic1) of the panel.
+  NextRows rows_to_fetch(const Block& block, int64_t ic0, int64_t ic1, int64_t work) const {
     const int64_t reach = (problem.kernel_size - 1) * problem.dilation;
-    const auto first_of = [&](int64_t t) { return t * problem.stride - problem.padding_left; };
-    const int64_t read_before = block.t0 > 0 ? first_of(block.t0 - 1) + reach + 1 : 0;
+    if (problem.stride > reach + kLine) return {};  // whole lines between positions are not read
     const int64_t channel = ic0 * kPair<Storage>, channels = min_of(ic1 * kPair<Storage>, in_per_group) - channel;
     return this->rows_between(
-        plan, input_row(block.group, block.n0, channel), problem.input, block.n1 - block.n0, channels,
-        max_of(first_of(block.t0), read_before), first_of(block.t1 - 1) + reach + 1, tiles, block.columns);
+        input_row(block.group, block.n0, channel), problem.input, block.n1 - block.n0, channels,
+        block.t0 * problem.stride - problem.padding_left,
+        (block.t1 - 1) * problem.stride - problem.padding_left + reach + 1, work);
   }
 
   // Whether a block's rows are read where they lie, for all taps.
@@ -114,12 +114,20 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
            (tile - args.first_tile) * kPackSlack;
   }
 
-  // Weights that are packed for a tile, `count` of each row, to be fetched by so many tiles before.
-  NextRows next_weights(const Storage* weight, int64_t tile, int64_t count, int64_t tiles) const {
+  // Weights that are packed for a tile, `count` of each row.
+  NextRows next_weights(const Storage* weight, int64_t tile, int64_t count, int64_t work) const {
     const bool rows_as_they_are = problem.weight.tap == 1 && problem.weight.in_channel == problem.kernel_size;
     if (plan.pack_weight != PackWeight::kTiles || !rows_as_they_are) return {};
     const int64_t row = first_row(tile), pitch = problem.weight.out_channel;
-    return {weight + row * pitch, pitch, first_row(tile + 1) - row, count, tiles};
+    return {weight + row * pitch, pitch, first_row(tile + 1) - row, count, work};
+  }
+
+  // The work of tiles [tile0, tile1) for so many channels of the panel, in vectors, that rows are fetched meanwhile:
+  // that of the last tile, where the others fetch the next one's weights.
+  int64_t work(const Block& block, int64_t tile0, int64_t tile1, int64_t channels) const {
+    if (plan.pack_weight != PackWeight::kAll) tile0 = tile1 - 1;
+    return (first_row(tile1) - first_row(tile0)) * ceil_div(block.columns, Vec<T>::kLanes) * channels *
+           problem.kernel_size;
   }
 
   // Adds taps [k0, k1) of channels [ic0, ic1) of the panel to the output channels of tiles [tile0, tile1).
@@ -152,14 +160,16 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     tile.b_step = panel_step;
     tile.init = first ? init : nullptr;
     tile.columns = block.columns;
-    NextRows next;
-    tile.next = plan.pack_weight == PackWeight::kTiles ? &next : &next_rows;
+    const int64_t vectors = ceil_div(block.columns, Vec<T>::kLanes);
     for (int64_t i = tile0; i < tile1; ++i) {
       const WeightTile weights = weight_tile(i);
       const int64_t row = first_row(i);
       for (int64_t r = 0; r < weights.rows && first; ++r) init[r] = bias(block.group * out_per_group + row + r);
-      next = i + 1 < tile1 ? next_weights(weight, i + 1, channels * sums.taps, tiles_of_sums(sums, weights.rows))
-                           : NextRows{};
+      NextRows next;
+      if (i + 1 < tile1) {
+        next = next_weights(weight, i + 1, channels * sums.taps, weights.rows * vectors * sums.channels * sums.taps);
+      }
+      tile.next = next.any_left() ? &next : &next_rows;
       tile.a_row = weights.row_offset;
       // The next tile's weights: they are the traffic where they aren't packed.
       tile.a_ahead = i + 1 < tile1 ? kTileRows * problem.weight.out_channel : 0;
@@ -208,7 +218,10 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
     const bool whole_panel = plan.channel_block >= panel_channels && plan.tap_block >= problem.kernel_size;
     const bool in_place = this->in_place(block), read_once = whole_panel || in_place;
     if (whole_panel && !in_place) fill_panel(block, 0, panel_channels, 0, problem.kernel_size);
-    if (read_once) next_rows = next != nullptr ? rows_to_fetch(*next, 0, panel_channels, tile1 - tile0) : NextRows{};
+    if (read_once) {
+      next_rows = following_rows(
+          *this, block, next, panel_channels, panel_channels, false, work(block, tile0, tile1, panel_channels));
+    }
     const int64_t step = plan.direct ? tile1 - tile0 : ceil_div(plan.out_block, kTileRows);
     for (int64_t tile = tile0; tile < tile1; tile += step) {
       const int64_t tile_end = min_of(tile + step, tile1);
@@ -218,12 +231,11 @@ struct ForwardPanel : PanelMemory<Acc<Storage>> {
           const int64_t k_end = min_of(k + plan.tap_block, problem.kernel_size);
           if (!read_once) {
             fill_panel(block, ic, ic_end, k, k_end);
-            const bool last = ic_end == panel_channels;
-            const Block* following = !last || tile_end < tile1 ? &block : next;
-            const int64_t first = last ? 0 : ic_end;
-            next_rows = following != nullptr
-                            ? rows_to_fetch(*following, first, first + plan.channel_block, tile_end - tile)
-                            : NextRows{};
+            if (k_end == problem.kernel_size) {
+              next_rows = following_rows(
+                  *this, block, next, plan.channel_block, ic_end, tile_end < tile1,
+                  work(block, tile, tile_end, ic_end - ic));
+            }
           }
           run(block, tile, tile_end, ic, ic_end, k, k_end);
         }

@@ -21,6 +21,7 @@
 #include "cpu/backward_input_inl.h"
 #include "cpu/backward_input_taps_inl.h"
 #include "cpu/backward_weight_inl.h"
+#include "cpu/backward_bias_inl.h"
 #include "cpu/fft_inl.h"
 #include "cpu/fft_conv_inl.h"
 #include "cpu/toom_cook_inl.h"

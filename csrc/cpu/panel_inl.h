@@ -34,6 +34,7 @@ struct PanelMemory {
   T *panel, *packed_weight, *results;
   T* odd_row;                         // of a pair
   int64_t *panel_step, *weight_step;  // Tile::b_step, Tile::a_step
+  NextRows next_rows;
 
   PanelMemory(const Plan& plan, void* memory) {
     Scratch scratch{static_cast<char*>(memory)};
@@ -60,23 +61,30 @@ struct PanelMemory {
     }
   }
 
-  // Positions [begin, end) of the rows of some batch items and of `channels` channels, `row` being the first, to be
-  // fetched by so many tiles of rows, which sum over as many channels for `columns` columns.
+  // Positions [begin, end) of the rows of some batch items and of `channels` channels, `row` being the first.
   template <class Storage>
   static NextRows rows_between(
-      const Plan& plan, const Row<Storage>& row, const TensorStrides& strides, int64_t items, int64_t channels,
-      int64_t begin, int64_t end, int64_t tiles, int64_t columns) {
+      const Row<Storage>& row, const TensorStrides& strides, int64_t items, int64_t channels, int64_t begin,
+      int64_t end, int64_t work) {
     begin = max_of(begin, 0);
     const int64_t count = min_of(end, row.length) - begin;
     const bool evenly_apart = items == 1 || strides.batch == channels * strides.channel;
-    if (!plan.fetch_rows || count <= 0 || row.position_stride != 1 || !evenly_apart) return {};
-    const int64_t parts = ceil_div(channels, plan.part_channels * kPair<Storage>);
-    return {
-        row.data + begin, strides.channel, items * channels, count, tiles * parts * ceil_div(columns, kTileColumns<T>)};
+    if (row.position_stride != 1 || !evenly_apart) return {};
+    return {row.data + begin, strides.channel, items * channels, count, work};
   }
-
-  NextRows next_rows;  // what the next block reads
 };
+
+// What a kernel reads next, so many channels at a time, after those of a block's panel before `channel_end`: the next
+// of them, or, after the last and unless they are read again, those of the block `next`, if there is one.
+template <class Kernel, class Block>
+NextRows following_rows(
+    const Kernel& kernel, const Block& block, const Block* next, int64_t channels, int64_t channel_end, bool again,
+    int64_t work) {
+  const int64_t first = channel_end < kernel.panel_channels ? channel_end : 0;
+  const Block* following = first > 0 || again ? &block : next;
+  if (following == nullptr || !kernel.plan.fetch_rows) return {};
+  return kernel.rows_to_fetch(*following, first, min_of(first + channels, kernel.panel_channels), work);
+}
 
 // Of work units [begin, end), which are [block][tile] with `count` tiles from `first` on, calls body(block, tile0,
 // tile1) for the tiles of one block after the other, so that a thread lays out a block once for all of its tiles.

@@ -38,6 +38,9 @@ constexpr int64_t kUsesOfFewRows = 24, kUsesOfFewPointwiseRows = 8, kFewRows = 6
 // and 0.6 times (128->128, k 1, stride 2; 1->512, k 10, stride 5).
 constexpr int64_t kMostStridedRows = 64;
 
+// Of packed weights that threads share: with the scratch memory of one this stays below 4 MiB.
+constexpr int64_t kMostSharedBytes = 3 << 20;
+
 // What batch items side by side have to gain by estimate where one alone fills a tile.
 constexpr double kLeastGainOfItems = 1.06;
 
@@ -149,7 +152,6 @@ struct PanelPlanner : Planner {
       if (plan.batch_block == 1) plan.item_pitch = row;
       row = (plan.batch_block - 1) * plan.item_pitch + length + halo(plan.tap_block, phases, shift) + spread;
     }
-    plan.fetch_rows = plan.tap_block == taps;
     // Whole vectors are read at every shift.
     plan.panel_width = row_width(row + tile.lanes);
     plan.panel_elements = plan.channel_block * plan.panel_phases * plan.panel_width + 64;
@@ -161,7 +163,6 @@ struct PanelPlanner : Planner {
     const bool used_once = rows <= tile.rows && taps == 1 && p.stride == 1 && p.padding_left + p.padding_right == 0;
     if (!used_once || !same_type || position_stride != 1 || length < tile_columns) return false;
     plan.in_place = true;
-    plan.fetch_rows = false;
     plan.part_channels = balanced_block(channels, kStreamedChannels, 1);
     // One tile's weights in half of the L2 cache; sums in half of the L1 cache.
     plan.pack_tiles = 1;
@@ -178,7 +179,8 @@ struct PanelPlanner : Planner {
   void read_in_place(
       Plan& plan, int64_t channels, int64_t rows, int64_t taps, int64_t length, int64_t pitch, int64_t position_stride,
       bool all_packed) const {
-    if (stream(plan, channels, rows, taps, length, position_stride)) return;
+    plan.fetch_rows = !stream(plan, channels, rows, taps, length, position_stride);
+    if (!plan.fetch_rows) return;
     // A panel is a copy, one load and one store for the multiplications of all tiles of rows and taps; but it lies
     // together in the cache, where rows at a multiple of 4096 bytes share a few sets: without it 256 rows 16 KB apart
     // take 5 % less time, 64 KB apart 2 % more, 512 such rows 10 % more.
@@ -202,7 +204,6 @@ struct PanelPlanner : Planner {
                                              : kUsesOfFewPointwiseRows;
     plan.in_place = same_type && position_stride == 1 && few_rows && plan.batch_block == 1 && uses <= most_uses &&
                     clash <= most_clash;
-    plan.fetch_rows |= plan.in_place;
     if (!plan.in_place || !all_packed) return;
     plan.position_block = std::min(plan.position_block, whole_tiles(length, limit));
     plan.position_blocks = ceil_div(length, plan.position_block);

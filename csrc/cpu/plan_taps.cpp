@@ -41,6 +41,7 @@ struct TapsPlanner : Planner {
   Plan backward_input() const {
     Plan plan{};
     plan.algorithm = Algorithm::kTaps;
+    plan.fetch_rows = true;
     plan.reduction_chunks = 1;
     plan.part_channels = part_channels();
     plan.tap_block = p.kernel_size;

@@ -15,9 +15,9 @@ namespace conv1d_ext {
 // 384, 768 and 1536 floats.
 constexpr int64_t kLongestRun = 2048;
 
-// Of packed weights, and of those of one pass or partial sums, which threads share: with the scratch memory of one this
-// stays below 4 MiB.
-constexpr int64_t kMostSharedBytes = 3 << 20, kMostPartBytes = 5 << 19;
+// Of packed weights of one pass, or of partial sums, which threads share: with the scratch memory of one this stays
+// below 4 MiB.
+constexpr int64_t kMostPartBytes = 5 << 19;
 
 struct Planner {
   const Conv1dProblem& p;
