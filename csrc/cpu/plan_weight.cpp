@@ -6,9 +6,17 @@ namespace conv1d_ext {
 namespace {
 
 // Time of a dot product over that of the register tile, transposes apart. Weight gradients of 128 weights a channel, as
-// dot products and as outer products: 79 and 60 GFLOP/s on a Zen 4; 79 and 121 on a Xeon of wide cores; 144 and 164 on
-// a Zen 5, where 60 of them make 171 and 147.
-constexpr double kDotTime = 1.15, kDotTimeOfWideCores = 1.25, kDotTimeOfWideIntelCores = 2;
+// dot products and as outer products: 79 and 121 GFLOP/s on a Xeon of wide cores; 144 and 164 on a Zen 5, where 60 of
+// them make 171 and 147; 73 and 88 on a Zen 4. There they are equal at 48 weights; of small tiles, which multiply what
+// they load fewer times, and whose loads are unaligned, at 10 (128 weights: 53 and 83).
+constexpr double kDotTime = 1.4, kDotTimeOfWideCores = 1.25, kDotTimeOfWideIntelCores = 2, kDotTimeOfSmallTiles = 1.9;
+constexpr int64_t kSmallTile = 12;  // accumulators: all but AVX-512
+
+// Time to transpose an element of grad_output over that of a vector FMA: for each byte (on a Zen 4 float and double are
+// equal at as many weights, pairs of bfloat16 at half of them), or to convert one and transpose it. Of wide cores any
+// element, and those that are converted.
+constexpr double kTransposeOfByte = 0.3, kTransposeConverted = 1.4;
+constexpr double kTransposeOfWideCores = 1.2, kTransposeConvertedOfWideCores = 2.4;
 
 // Time to transpose an element over that to copy one. Copies of other types are conversions.
 constexpr double kTransposeTime = 4, kTransposeTimeOfOtherTypes = 1;
@@ -26,14 +34,16 @@ struct WeightPlanner : Planner {
 
   bool suits_dot() const {
     // Cycles for an element of grad_output. Dot products: a vector FMA for `lanes` weights, and more for adding up
-    // lanes and unaligned reads. Outer product: the vectors' unused lanes, and 1.2 for the transpose, twice that where
-    // wide cores have to convert, too. (On a Zen 4 the two meet at 128 weights a channel. Measured in GFLOP/s, outer
-    // product and dot products: 65 and 70 for 96 weights, 60 and 79 for 128, 81 and 79 for 240, 76 and 59 for 512.)
+    // lanes and unaligned reads. Outer product: the vectors' unused lanes, and the transpose.
     const double fmas = double(rows) / tile.lanes, waste = double(round_up(out_per_group, tile.lanes)) / out_per_group;
-    const double dot_time = wide_intel_cores(cache) ? kDotTimeOfWideIntelCores
-                            : wide_cores(cache)     ? kDotTimeOfWideCores
-                                                    : kDotTime;
-    const double transpose = wide_cores(cache) && !as_stored ? 2.4 : 1.2;
+    const bool wide = wide_cores(cache);
+    const double dot_time = wide_intel_cores(cache)                        ? kDotTimeOfWideIntelCores
+                            : as_stored && tile.accumulators <= kSmallTile ? kDotTimeOfSmallTiles
+                            : wide                                         ? kDotTimeOfWideCores
+                                                                           : kDotTime;
+    const double transpose = wide        ? (as_stored ? kTransposeOfWideCores : kTransposeConvertedOfWideCores)
+                             : as_stored ? kTransposeOfByte * sizes.storage
+                                         : kTransposeConverted;
     return out_per_group * 4 <= tile.lanes ||
            (p.out_length >= 8 * tile.lanes && fmas * dot_time <= fmas * waste + transpose);
   }
@@ -43,9 +53,9 @@ struct WeightPlanner : Planner {
     const bool dot = suits_dot();
     plan.algorithm = dot ? Algorithm::kDot : Algorithm::kPanel;
     plan.direct = false;
-    // Dot products run 1.05 to 1.26 times as fast so on a Xeon of wide cores, 0.92 to 1.0 times on a Zen 5, but for one
-    // case.
-    plan.fetch_rows = !dot || wide_intel_cores(cache);
+    // Dot products run 1.05 to 1.26 times as fast so on a Xeon of wide cores, 1.0 to 1.25 times on a Zen 4, but 0.92 to
+    // 1.0 times, one case apart, on a Zen 5.
+    plan.fetch_rows = !dot || !wide_cores(cache) || wide_intel_cores(cache);
     const int64_t sum_budget = dot ? panel_budget / tile.lanes : panel_budget;
     // A block of sums is rows x columns. For each block of columns the input is copied to the panel, min(stride, K)
     // elements an output position; for each block of rows grad_output is transposed. In this shape both cost the same.
