@@ -21,6 +21,7 @@ class NextRows {
     row_ = begin - in_line;
     row_bytes_ = in_line + count * int64_t{sizeof(Storage)};
     lines_ = count > 0 ? rows * ceil_div(row_bytes_, kLine) : 0;
+    lines_of_work_ = double(lines_) / double(work);
   }
 
   bool any_left() const { return taken_ < lines_; }
@@ -33,15 +34,19 @@ class NextRows {
   // more than `most` lines a step the rest is given up: loads would have to wait for them.
   Share take_share(int64_t work, int64_t steps, int64_t most) {
     pass(work);
-    const int64_t due = done_ >= work_ ? lines_ : int64_t(double(lines_) * double(done_) / double(work_));
+    const int64_t due = done_ >= work_ ? lines_ : int64_t(double(done_) * lines_of_work_);
     const int64_t lines = due - taken_;
     if (lines <= 0) return {0, 0};
+    if (lines <= steps) {
+      taken_ = due;
+      return {1, lines};
+    }
     const int64_t in_a_step = ceil_div(lines, steps);
     if (in_a_step > most) {
       taken_ = due;
       return {most, steps};
     }
-    const int64_t fetching = min_of(steps, lines / in_a_step);
+    const int64_t fetching = lines / in_a_step;
     taken_ += in_a_step * fetching;
     return {in_a_step, fetching};
   }
@@ -72,6 +77,7 @@ class NextRows {
   int64_t at_ = 0;  // in the row
   int64_t lines_ = 0, taken_ = 0;
   int64_t work_ = 0, done_ = 0;
+  double lines_of_work_ = 0;
 };
 
 }  // namespace

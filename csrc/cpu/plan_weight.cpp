@@ -10,7 +10,6 @@ namespace {
 // them make 171 and 147; 73 and 88 on a Zen 4. There they are equal at 48 weights; of small tiles, which multiply what
 // they load fewer times, and whose loads are unaligned, at 10 (128 weights: 53 and 83).
 constexpr double kDotTime = 1.4, kDotTimeOfWideCores = 1.25, kDotTimeOfWideIntelCores = 2, kDotTimeOfSmallTiles = 1.9;
-constexpr int64_t kSmallTile = 12;  // accumulators: all but AVX-512
 
 // Time to transpose an element of grad_output over that of a vector FMA: for each byte (on a Zen 4 float and double are
 // equal at as many weights, pairs of bfloat16 at half of them), or to convert one and transpose it. Of wide cores any
@@ -37,10 +36,10 @@ struct WeightPlanner : Planner {
     // lanes and unaligned reads. Outer product: the vectors' unused lanes, and the transpose.
     const double fmas = double(rows) / tile.lanes, waste = double(round_up(out_per_group, tile.lanes)) / out_per_group;
     const bool wide = wide_cores(cache);
-    const double dot_time = wide_intel_cores(cache)                        ? kDotTimeOfWideIntelCores
-                            : as_stored && tile.accumulators <= kSmallTile ? kDotTimeOfSmallTiles
-                            : wide                                         ? kDotTimeOfWideCores
-                                                                           : kDotTime;
+    const double dot_time = wide_intel_cores(cache)     ? kDotTimeOfWideIntelCores
+                            : as_stored && small_tile() ? kDotTimeOfSmallTiles
+                            : wide                      ? kDotTimeOfWideCores
+                                                        : kDotTime;
     const double transpose = wide        ? (as_stored ? kTransposeOfWideCores : kTransposeConvertedOfWideCores)
                              : as_stored ? kTransposeOfByte * sizes.storage
                                          : kTransposeConverted;

@@ -29,6 +29,8 @@ struct Planner {
   const bool same_type = sizes.storage == sizes.accumulate;
   const bool plain_store = same_type && !p.accumulate && !p.negate;
   const int64_t tile_columns = tile.accumulators / tile.rows * tile.lanes;
+  // That of AVX2's 16 registers multiplies what it loads fewer times than that of AVX-512's 32.
+  bool small_tile() const { return tile.accumulators < 16; }
   // Half of the L2 cache for the panel: the rest is for weights, results and what streams by.
   const int64_t panel_budget = cache.l2 / 2 / sizes.accumulate;
   // Taps k and k + period read the same phase of the input, period * dilation / stride positions apart.
