@@ -36,6 +36,7 @@ class NextRows {
     pass(work);
     const int64_t due = done_ >= work_ ? lines_ : int64_t(double(done_) * lines_of_work_);
     const int64_t lines = due - taken_;
+    // Most tiles are done here, without a division: those of AVX2 last no more than 800 cycles.
     if (lines <= 0) return {0, 0};
     if (lines <= steps) {
       taken_ = due;
