@@ -29,13 +29,14 @@ struct Planner {
   const bool same_type = sizes.storage == sizes.accumulate;
   const bool plain_store = same_type && !p.accumulate && !p.negate;
   const int64_t tile_columns = tile.accumulators / tile.rows * tile.lanes;
-  // That of AVX2's 16 registers multiplies what it loads fewer times than that of AVX-512's 32.
-  bool small_tile() const { return tile.accumulators < 16; }
   // Half of the L2 cache for the panel: the rest is for weights, results and what streams by.
   const int64_t panel_budget = cache.l2 / 2 / sizes.accumulate;
   // Taps k and k + period read the same phase of the input, period * dilation / stride positions apart.
   const int64_t period = p.stride / std::gcd(p.stride, p.dilation);
   const int64_t period_shift = p.dilation / std::gcd(p.stride, p.dilation);
+
+  // Whether the tile multiplies what it loads a few times only: that of AVX2's 16 registers, not of AVX-512's 32.
+  bool small_tile() const { return tile.accumulators < 16; }
 
   // Positions in a row of the panel besides those of the outputs, for so many taps.
   static int64_t halo(int64_t taps, int64_t phases, int64_t shift) { return (taps - 1) / phases * shift; }
