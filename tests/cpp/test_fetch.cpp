@@ -15,7 +15,7 @@ inline void record(const void* address) { fetched.insert(line_of(address)); }
 
 }  // namespace
 
-#define __builtin_prefetch(address, ...) ::record(address)
+#define __builtin_prefetch(address, ...) ::record(address)  // NOLINT(bugprone-reserved-identifier): the compiler's
 #include "cpu/vec_portable.h"
 // The vocabulary first: the kernels are written in it.
 #include "cpu/kernels_inl.h"
