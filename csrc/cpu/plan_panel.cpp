@@ -21,11 +21,12 @@ constexpr int64_t kFewColumnTiles = 5;
 constexpr int64_t kLeastPieceBytes = 1024;
 
 // Multiplications of a panel's element, in tiles of rows, beyond which rows are not read where they lie. On a Zen 4, at
-// 192 (512->512 channels, k 3) that saves 4 % of the time, at 640 (896->1024, k 5) nothing. With AVX2 it saves up to a
-// quarter below 90 (32->32, k 11: 2 %), and costs 0 to 17 % from 128 on (192->192, k 3: 5 to 12 %). On a Xeon of wide
-// cores it saves 13 % (1024->2048, 256 uses) to have a panel, and costs 8 % and more below 8 uses; beyond, see
-// kUsesOfFewRows. On a Zen 5 it costs up to 24 % (32->32, k 3: 176 GFLOP/s and 217; 512->128, k 1: 178 and 208; input
-// gradients of 80->512, k 3: 180 and 205), but saves 5 to 10 % with more than kPanelTaps (16->8, k 11; 25->25, k 7).
+// 192 (512->512 channels, k 3) that saves 4 % of the time, at 640 (896->1024, k 5) nothing. With AVX2 it mostly saves
+// time below 90, up to a quarter (32->32, k 11: 2 %), and mostly costs some from 128 on, up to 17 % (192->192, k 3: 5
+// to 12 %). On a Xeon of wide cores it saves 13 % (1024->2048, 256 uses) to have a panel, and costs 8 % and more below
+// 8 uses; beyond, see kUsesOfFewRows. On a Zen 5 it costs up to 24 % (32->32, k 3: 176 GFLOP/s and 217; 512->128, k 1:
+// 178 and 208; input gradients of 80->512, k 3: 180 and 205), but saves 5 to 10 % with more than kPanelTaps (16->8,
+// k 11; 25->25, k 7).
 constexpr int64_t kPanelUses = 256, kPanelUsesOfSmallTiles = 96, kFewPanelUses = 7, kPanelTaps = 6;
 
 // On Intel's wide cores few rows of long sequences are read where they lie up to more uses, by several taps: at 14 to
