@@ -116,7 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=PEERS,
         default=["torch"],
-        help="direct, toom-cook: conv1d_ext without FFT, with Toom-Cook; these and torch also train; default: torch",
+        help="direct, reduced-precision: conv1d_ext by the direct kernels alone, and at reduced precision; these and "
+        "torch also train; default: torch",
     )
     add("--layers", nargs="+", type=Path, default=[PUBLIC_LAYERS], metavar="FILE", help="default: the layers.json here")
     add("--filter", nargs="+", default=[""], metavar="TEXT", help="only layers with one of these texts in their name")

@@ -21,7 +21,7 @@ OURS = "conv1d_ext"
 # conv1d_ext with other switches than it has by default.
 VARIANTS = {
     "direct": {"allow_fft": False, "allow_toom_cook": False},
-    "toom-cook": {"allow_toom_cook": True},
+    "reduced-precision": {"allow_reduced_precision": True},
 }
 PEERS = ("torch", *VARIANTS, "torch.compile", "onnxruntime", "openvino")
 _NEEDS = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}

@@ -1,11 +1,12 @@
 """Switches of the kernels, in the manner of torch.backends. They hold for the whole process, all threads included.
 
-conv1d_ext.backends.cpu.allow_fft        whether long kernels may go through the Fourier transform
-conv1d_ext.backends.cpu.allow_toom_cook  whether float32 may go through Toom-Cook's algorithm, at a lower precision
-conv1d_ext.backends.cpu.allow_amx        whether float32 and bfloat16 may go through the CPU's matrix unit
-conv1d_ext.backends.cpu.flags(...)       a context manager that sets switches and puts them back
-conv1d_ext.backends.cuda.enabled         whether CUDA tensors go to the CUDA kernels, or to torch's own operator
-conv1d_ext.backends.cuda.flags(...)      the same as for the CPU
+conv1d_ext.backends.cpu.allow_fft                whether long kernels may go through the Fourier transform
+conv1d_ext.backends.cpu.allow_toom_cook          whether layers may go through Toom-Cook's algorithm
+conv1d_ext.backends.cpu.allow_reduced_precision  whether float32 may be less precise there, and faster
+conv1d_ext.backends.cpu.allow_amx                whether float32 and bfloat16 may go through the CPU's matrix unit
+conv1d_ext.backends.cpu.flags(...)               a context manager that sets switches and puts them back
+conv1d_ext.backends.cuda.enabled                 whether CUDA tensors go to the CUDA kernels, or to torch's own operator
+conv1d_ext.backends.cuda.flags(...)              the same as for the CPU
 """
 
 from collections.abc import Iterator
@@ -35,17 +36,31 @@ class _Cpu:
 
     @property
     def allow_toom_cook(self) -> bool:
-        """Whether layers that are faster through Toom-Cook's (Winograd's) algorithm go through it. False unless set.
+        """Whether layers that are faster through Toom-Cook's (Winograd's) algorithm go through it. True unless it is set.
 
-        In float32, for layers of stride 1 and kernels of 2 to 128 taps; `explain` says for which layer. Its error is
-        1.5 to 5 times that of the direct sums (some 1e-6 of the norm), hundreds of times below TF32's. It is also
-        allowed while ``torch.backends.mkldnn.conv.fp32_precision`` is ``"tf32"`` or ``"bf16"``, whatever is set here.
+        In float32 and float64, for layers of stride 1 and kernels of 2 to 128 taps; `explain` says for which layer. It
+        computes two outputs at a time, from the inputs that direct sums of theirs have; its error is that of direct
+        sums, in the norm.
         """
         return _C.toom_cook_use() != "never"
 
     @allow_toom_cook.setter
     def allow_toom_cook(self, allowed: bool) -> None:
         _C.set_toom_cook_use("where faster" if allowed else "never")
+
+    @property
+    def allow_reduced_precision(self) -> bool:
+        """Whether Toom-Cook's algorithm may compute four float32 outputs at a time. False unless it is set.
+
+        Which is faster still, with errors of 1.5 to 5 times those of direct sums (some 1e-6 of the norm), hundreds of
+        times below TF32's. It also does while ``torch.backends.mkldnn.conv.fp32_precision`` is ``"tf32"`` or
+        ``"bf16"``, whatever is set here.
+        """
+        return _C.reduced_precision()
+
+    @allow_reduced_precision.setter
+    def allow_reduced_precision(self, allowed: bool) -> None:
+        _C.set_reduced_precision(allowed)
 
     @property
     def allow_amx(self) -> bool:
@@ -61,22 +76,30 @@ class _Cpu:
 
     @contextmanager
     def flags(
-        self, *, allow_fft: bool | None = None, allow_toom_cook: bool | None = None, allow_amx: bool | None = None
+        self,
+        *,
+        allow_fft: bool | None = None,
+        allow_toom_cook: bool | None = None,
+        allow_reduced_precision: bool | None = None,
+        allow_amx: bool | None = None,
     ) -> Iterator[None]:
         """Sets the switches that are given while it is open."""
-        before = _C.fft_use(), _C.toom_cook_use(), _C.amx_use()
+        before = _C.fft_use(), _C.toom_cook_use(), _C.amx_use(), _C.reduced_precision()
         if allow_amx is not None:
             self.allow_amx = allow_amx
         if allow_fft is not None:
             self.allow_fft = allow_fft
         if allow_toom_cook is not None:
             self.allow_toom_cook = allow_toom_cook
+        if allow_reduced_precision is not None:
+            self.allow_reduced_precision = allow_reduced_precision
         try:
             yield
         finally:
             _C.set_fft_use(before[0])
             _C.set_toom_cook_use(before[1])
             _C.set_amx_use(before[2])
+            _C.set_reduced_precision(before[3])
 
 
 class _Cuda:

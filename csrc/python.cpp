@@ -289,10 +289,11 @@ py::dict plan(
   }
   if (family == Family::kToomCook) {
     fields["algorithm"] = "toom-cook";
+    fields["outputs"] = toom_cook.outputs;
     fields["taps"] = toom_cook.taps;
     fields["chunks"] = toom_cook.chunks;
     fields["batch_block"] = toom_cook.batch_block;
-    fields["quad_block"] = toom_cook.quad_block;
+    fields["patch_block"] = toom_cook.patch_block;
     fields["channel_block"] = toom_cook.channel_block;
     fields["multiplications"] = toom_cook.multiplications;
     fields["reduction_chunks"] = std::max<int64_t>(1, toom_cook.reduction_chunks);
@@ -363,6 +364,8 @@ PYBIND11_MODULE(_C, m) {
       "'never', 'where faster', for tests 'where possible'.");
   m.def("toom_cook_use", &chosen<Family::kToomCook>, "The same of Toom-Cook's algorithm.");
   m.def("set_toom_cook_use", torch::wrap_pybind_function(&choose<Family::kToomCook>), "As set_fft_use.");
+  m.def("reduced_precision", &reduced_precision, "Whether float32 may have larger errors than direct sums.");
+  m.def("set_reduced_precision", &set_reduced_precision, "As reduced_precision.");
   m.def("amx_use", &chosen<Family::kAmx>, "The same of the matrix unit.");
   m.def("set_amx_use", torch::wrap_pybind_function(&choose<Family::kAmx>), "As set_fft_use.");
   m.def("cuda_enabled", &cuda_enabled, "Whether CUDA tensors go to the CUDA kernels, where these were built.");

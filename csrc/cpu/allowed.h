@@ -9,8 +9,12 @@ namespace conv1d_ext {
 Use chosen_use(Family family);
 void set_use(Family family, Use use);
 
-// By these switches, and for Toom-Cook's also where torch.backends.mkldnn.conv.fp32_precision (or what it inherits
-// from) is tf32 or bf16: its error is far below either's.
+// Whether errors of float32 may be some times those of direct sums.
+bool reduced_precision();
+void set_reduced_precision(bool allowed);
+
+// By these switches; reduced precision also where torch.backends.mkldnn.conv.fp32_precision (or what it inherits from)
+// is tf32 or bf16: its error is far below either's.
 Uses allowed_uses();
 
 }  // namespace conv1d_ext

@@ -119,10 +119,15 @@ struct KernelSet {
   void (*backward_weight_sum)(const Conv1dProblem&, const Plan&, const BackwardWeightArgs&, int64_t begin, int64_t end);
   void (*backward_bias)(const Conv1dProblem&, const BackwardBiasArgs&, int64_t begin, int64_t end);
 
-  FftKernels fft;                // of types that are computed as they are stored
-  ToomCookKernels toom_cook[4];  // of float; for plan.taps = 2..5
-  AmxKernels amx;                // where sizes.pieces > 0
+  FftKernels fft;                     // of types that are computed as they are stored
+  ToomCookKernels toom_cook_pair[2];  // of these, too: plan.outputs = 2, plan.taps = 2, 3
+  ToomCookKernels toom_cook_quad[4];  // of float: plan.outputs = 4, plan.taps = 2..5
+  AmxKernels amx;                     // where sizes.pieces > 0
 };
+
+inline const ToomCookKernels& toom_cook_kernels(const KernelSet& set, const ToomCookPlan& plan) {
+  return (plan.outputs == 2 ? set.toom_cook_pair : set.toom_cook_quad)[plan.taps - 2];
+}
 
 struct KernelTable {
   KernelSet float32, float64, bfloat16, float16;

@@ -76,9 +76,10 @@ void backward_weight(
   }
 }
 
-template <int kTaps>
+template <class T, int kOutputs, int kTaps>
 constexpr ToomCookKernels toom_cook_kernels() {
-  return tiled_kernels<ToomCookPlan, ToomCookConv<kTaps>, ToomCookWeightGradient<kTaps>>();
+  using Transform = ToomCook<T, kOutputs, kTaps>;
+  return tiled_kernels<ToomCookPlan, ToomCookConv<Transform>, ToomCookWeightGradient<Transform>>();
 }
 
 template <class Storage>
@@ -96,13 +97,18 @@ constexpr KernelSet kernel_set() {
       backward_bias<Storage>,
       {},
       {},
+      {},
       {}};
-  if constexpr (kStoredAsComputed<Storage>) set.fft = fft_kernels<Storage>();
+  if constexpr (kStoredAsComputed<Storage>) {
+    set.fft = fft_kernels<Storage>();
+    set.toom_cook_pair[0] = toom_cook_kernels<Storage, 2, 2>();
+    set.toom_cook_pair[1] = toom_cook_kernels<Storage, 2, 3>();
+  }
   if constexpr (kStoredAsComputed<Storage> && sizeof(Storage) == sizeof(float)) {
-    set.toom_cook[0] = toom_cook_kernels<2>();
-    set.toom_cook[1] = toom_cook_kernels<3>();
-    set.toom_cook[2] = toom_cook_kernels<4>();
-    set.toom_cook[3] = toom_cook_kernels<5>();
+    set.toom_cook_quad[0] = toom_cook_kernels<Storage, 4, 2>();
+    set.toom_cook_quad[1] = toom_cook_kernels<Storage, 4, 3>();
+    set.toom_cook_quad[2] = toom_cook_kernels<Storage, 4, 4>();
+    set.toom_cook_quad[3] = toom_cook_kernels<Storage, 4, 5>();
   }
   return set;
 }

@@ -18,6 +18,8 @@ Family choose(Op op, const Plans& plans, Uses uses) {
   if (uses.amx == Use::kWherePossible || transform == Family::kDirect) return Family::kAmx;
   const bool fft = transform == Family::kFft;
   if ((fft ? uses.fft : uses.toom_cook) == Use::kWherePossible) return transform;
+  // Beside the unit pairs have not been measured.
+  if (!fft && plans.toom_cook.outputs == 2) return Family::kAmx;
   const int64_t batch = op == Op::kBackwardWeight ? 1 : kTypicalBatch;
   const double cycles = fft ? plans.fft.batch_cycles : double(batch) * plans.toom_cook.cycles;
   return cycles < plans.amx.batch_cycles ? transform : Family::kAmx;
@@ -30,7 +32,7 @@ Plans make_plans(
   Plans plans{
       Family::kDirect, make_plan(op, problem, sizes, tile, cache),
       make_fft_plan(op, problem, sizes, tile, cache, uses.fft),
-      make_toom_cook_plan(op, problem, sizes, tile, cache, uses.toom_cook),
+      make_toom_cook_plan(op, problem, sizes, tile, cache, uses.toom_cook, uses.reduced_precision),
       make_amx_plan(op, problem, sizes, tile, cache, uses.amx)};
   plans.family = choose(op, plans, uses);
   return plans;

@@ -20,6 +20,9 @@ struct Plans {
 
 struct Uses {
   Use fft, toom_cook, amx;
+  bool reduced_precision;  // of float32, by Toom-Cook's algorithm
+
+  bool operator==(const Uses&) const = default;
 };
 
 Plans make_plans(

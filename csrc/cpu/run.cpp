@@ -27,8 +27,7 @@ const Plans& plans_for(const Conv1dProblem& problem, const Kernels& kernels) {
   // Byte by byte: where padding between the members differs, the plan is made once more.
   // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison)
   if (known.kernels != &kernels.run || std::memcmp(&known.problem, &problem, sizeof problem) != 0 ||
-      known.cache.l1 != cache.l1 || known.cache.l2 != cache.l2 || known.cache.amd != cache.amd ||
-      known.uses.fft != uses.fft || known.uses.toom_cook != uses.toom_cook || known.uses.amx != uses.amx) {
+      known.cache.l1 != cache.l1 || known.cache.l2 != cache.l2 || known.cache.amd != cache.amd || known.uses != uses) {
     plans = make_plans(op, problem, kernels.run.sizes, kernels.tile, cache, uses);
     known = {problem, &kernels.run, cache, uses};
   }

@@ -133,7 +133,7 @@ std::vector<uint8_t> run_indirect(
       return run_fft(op, kernels, problem, plans.fft, operands);
     case Family::kToomCook:
       return run_tiled(
-          op, kernels, kernels.run.toom_cook[plans.toom_cook.taps - 2], problem, plans.toom_cook, operands,
+          op, kernels, toom_cook_kernels(kernels.run, plans.toom_cook), problem, plans.toom_cook, operands,
           plans.toom_cook.multiplications);
     case Family::kAmx:
       if (op == Op::kBackwardInput && problem.stride > 1) return run_amx_by_class(kernels, problem, operands);

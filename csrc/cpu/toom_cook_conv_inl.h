@@ -1,20 +1,19 @@
 // forward and backward_input, which is a forward pass of grad_output with the taps in reverse, through Toom-Cook's
 // algorithm. Two passes: transformed weights, then blocks of rows, whose
-//   sums[row][plane][quad]
+//   sums[row][plane][patch]
 // are made of the panel (toom_cook_panel_inl.h) by the register tile, transformed back and stored.
 #pragma once
 
 namespace conv1d_ext {
 namespace {
 
-template <int kTaps>
-class ToomCookConv : ToomCookPanel<kTaps> {
-  using Base = ToomCookPanel<kTaps>;
-  using Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::taps_of,
-      Base::panel_channel, Base::load_lanes, Base::store_lanes, Base::for_runs, Base::prefetch, Base::prefetch_source,
-      Base::raise_alarm, Base::p_, Base::plan_, Base::args_, Base::view_, Base::panel_, Base::sums_, Base::line_,
-      Base::b_step_;
-  using typename Base::Block, typename Base::T, typename Base::Transform;
+template <class Transform>
+class ToomCookConv : ToomCookPanel<Transform> {
+  using Base = ToomCookPanel<Transform>;
+  using Base::kTaps, Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::taps_of,
+      Base::panel_channel, Base::load_lanes, Base::store_lanes, Base::for_runs, Base::source_row, Base::raise_alarm,
+      Base::p_, Base::plan_, Base::args_, Base::view_, Base::panel_, Base::sums_, Base::line_, Base::b_step_;
+  using typename Base::Block, typename Base::T;
 
  public:
   using Base::Base;
@@ -57,7 +56,7 @@ class ToomCookConv : ToomCookPanel<kTaps> {
     }
   }
 
-  // Work units: [batch block][quad block][row tile of the pass].
+  // Work units: [batch block][patch block][row tile of the pass].
   void multiply_blocks(int64_t begin, int64_t end) const {
     const int64_t channels = min_of(plan_.channel_block, plan_.part_channels), taps = plan_.chunks;
     for (int64_t channel = 0, step = 0; channel < channels; ++channel) {
@@ -68,8 +67,9 @@ class ToomCookConv : ToomCookPanel<kTaps> {
       const int64_t group = first / plan_.row_tiles;
       const int64_t last =
           min_of(min_of(args_.first_tile + args_.tile_count, (group + 1) * plan_.row_tiles), first + (end - unit));
-      compute(block_at(block, group), block_at(min_of(block + 1, plan_.units - 1), group), first, last);
       unit += last - first;
+      const Block next = block_at(min_of(block + 1, plan_.units - 1), group);
+      compute(block_at(block, group), unit < end ? &next : nullptr, first, last);
     }
   }
 
@@ -97,7 +97,7 @@ class ToomCookConv : ToomCookPanel<kTaps> {
       Vec<T> w[kTaps], out[kPlanes];
 #pragma GCC unroll 8
       for (int t = 0; t < kTaps; ++t) {
-        const int64_t tap = view_.reversed ? p_.kernel_size - 1 - (4 * chunk + t) : 4 * chunk + t;
+        const int64_t tap = view_.reversed ? p_.kernel_size - 1 - (kOutputs * chunk + t) : kOutputs * chunk + t;
         w[t] = t < taps_of(chunk) ? load_lanes(weight + tap * rows + row, lanes) : broadcast(T{0});
       }
       Transform::transform_taps(w, out);
@@ -106,43 +106,56 @@ class ToomCookConv : ToomCookPanel<kTaps> {
     }
   }
 
-  void prefetch_result(const Block& block, int64_t row) const {
-    if (view_.result.position == 1) {
-      prefetch(result_row(block, block.n0, row), 4 * block.u0, min_of(4 * block.u1, view_.result_length));
-    }
+  int64_t columns_of(const Block& block) const {
+    return (block.n1 - block.n0 - 1) * plan_.item_pitch + block.patches();
+  }
+  // Of NextRows: vectors that are multiplied and added.
+  int64_t work(const Block& block, int64_t rows, int64_t channels) const {
+    return rows * ceil_div(columns_of(block), kLanes) * kPlanes * channels * plan_.chunks;
   }
 
-  // Row tiles [tile0, tile1) of a block, all of its group.
-  void compute(const Block& block, const Block& next, int64_t tile0, int64_t tile1) const {
+  // Rows of a block's next panel, from a channel on; of several batch items those of the first.
+  NextRows source_rows(const Block& block, int64_t channel, int64_t work) const {
+    if (view_.source.position != 1) return {};
+    const int64_t start = kOutputs * block.u0 - view_.left, end = start + kOutputs * (block.patches() + this->halo());
+    const int64_t begin = max_of(start, 0), channels = min_of(plan_.channel_block, view_.channels - channel);
+    return {
+        source_row(block, block.n0, channel) + begin, view_.source.channel, channels,
+        min_of(end, view_.source_length) - begin, work};
+  }
+
+  // Row tiles [tile0, tile1) of a block, all of its group. Meanwhile what is read next is fetched, in the end what the
+  // block `next` reads, if there is one.
+  void compute(const Block& block, const Block* next, int64_t tile0, int64_t tile1) const {
     const bool whole = plan_.channel_block >= view_.channels;
     if (whole) fill_panel(block, 0, view_.channels);
-    // What is computed next is fetched meanwhile, a few rows at a time.
-    int64_t fetched = 0;
-    const int64_t steps = (tile1 - tile0) * kPlanes, rate = ceil_div(view_.channels, steps);
-    const auto fetch = [&](const RowTile& rows, int plane) {
-      for (int64_t r = plane; r < rows.rows; r += kPlanes) prefetch_result(block, rows.first + r);
-      const int64_t end = min_of(fetched + rate, view_.channels);
-      for (; fetched < end; ++fetched) prefetch_source(next, fetched);
-    };
-    for (int64_t tile = tile0; tile < tile1; tile += plan_.tile_block) {
-      const int64_t end = min_of(tile + plan_.tile_block, tile1);
+    const int64_t step = whole ? tile1 - tile0 : plan_.tile_block;
+    for (int64_t tile = tile0; tile < tile1; tile += step) {
+      const int64_t end = min_of(tile + step, tile1);
       for (int64_t channel = 0; channel < view_.channels; channel += plan_.channel_block) {
         const int64_t channel_end = min_of(channel + plan_.channel_block, view_.channels);
         if (!whole) fill_panel(block, channel, channel_end);
+        const bool last = channel_end == view_.channels;
+        const Block* following = !last || end < tile1 ? &block : next;
+        const int64_t row_count = row_tile(end - 1).first + row_tile(end - 1).rows - row_tile(tile).first;
+        NextRows rows =
+            following == nullptr
+                ? NextRows{}
+                : source_rows(*following, last ? 0 : channel_end, work(block, row_count, channel_end - channel));
         for (int64_t i = tile; i < end; ++i) {
-          multiply(block, row_tile(i), sums_of(i - tile), channel, channel_end, fetch);
+          T* sums = sums_of(whole ? 0 : i - tile);
+          multiply(block, row_tile(i), sums, channel, channel_end, rows);
+          if (last) store_results(block, row_tile(i), sums);
         }
       }
-      for (int64_t i = tile; i < end; ++i) store_results(block, row_tile(i), sums_of(i - tile));
     }
   }
   T* sums_of(int64_t tile) const { return sums_ + tile * kTileRows * kPlanes * plan_.sum_width; }
 
   // Adds channels [channel0, channel1) of the panel to the sums of a tile; after the last ones, transforms them back:
-  // sums[row][j][quad] are then the results, j dilations after the first.
-  template <class Fetch>
+  // sums[row][j][patch] are then the results, j dilations after the first.
   void multiply(
-      const Block& block, const RowTile& rows, T* to, int64_t channel0, int64_t channel1, const Fetch& fetch) const {
+      const Block& block, const RowTile& rows, T* to, int64_t channel0, int64_t channel1, NextRows& next) const {
     const T zeros[kTileRows] = {};
     const T* weights = packed_weights(rows);
     Tile<T> tile{};
@@ -150,19 +163,26 @@ class ToomCookConv : ToomCookPanel<kTaps> {
     tile.b_step = b_step_;
     tile.c_row = kPlanes * plan_.sum_width;
     // By tiles of columns, whose sums for all planes stay in the L1 cache.
-    const int64_t columns = (block.n1 - block.n0 - 1) * plan_.item_pitch + block.quads();
+    const int64_t columns = columns_of(block);
+    NextRows results;
+    if (channel1 == view_.channels && view_.result.position == 1) {
+      const int64_t begin = kOutputs * block.u0, end = min_of(kOutputs * block.u1, view_.result_length);
+      results = {
+          result_row(block, block.n0, rows.first) + begin, view_.result.channel, rows.rows, end - begin,
+          work(block, rows.rows, channel1 - channel0) / 2};
+    }
     const int64_t vectors = ceil_div(columns, kLanes), tiles = ceil_div(vectors, max_vectors(kTileRows));
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t column = part_begin(vectors, tiles, i) * kLanes;
       tile.columns = min_of(columns, part_begin(vectors, tiles, i + 1) * kLanes) - column;
       for (int plane = 0; plane < kPlanes; ++plane) {
-        if (i == 0 && channel1 == view_.channels) fetch(rows, plane);
         tile.c = to + plane * plan_.sum_width + column;
         for (int64_t channel = channel0; channel < channel1; channel += plan_.part_channels) {
           tile.steps = min_of(plan_.part_channels, channel1 - channel) * plan_.chunks;
           tile.a = weights + (plane * view_.channels + channel) * plan_.chunks * rows.rows;
           tile.b = panel_ + (channel - channel0) * panel_channel() + plane * plan_.panel_width + column;
           tile.init = channel == 0 ? zeros : nullptr;
+          tile.next = results.any_left() ? &results : &next;
           run_rows<T, true, 1>(tile, rows.rows);
         }
       }
@@ -209,8 +229,9 @@ class ToomCookConv : ToomCookPanel<kTaps> {
     };
     const Vec<T> zero = broadcast(T{0});
     Vec<T> seen = zero;  // 0 times each
-    const int64_t count = block.quads(), first = 4 * block.u0;
-    const bool in_place = dilation == 1 && stride == 1 && first + 4 * round_up(count, kLanes) <= view_.result_length;
+    const int64_t count = block.patches(), first = kOutputs * block.u0;
+    const bool in_place =
+        dilation == 1 && stride == 1 && first + kOutputs * round_up(count, kLanes) <= view_.result_length;
     T* to = in_place ? data + first : line_;
     for (int64_t i = 0; i < count; i += kLanes) {
       Vec<T> in[kOutputs], out[kOutputs];
@@ -220,9 +241,9 @@ class ToomCookConv : ToomCookPanel<kTaps> {
         seen = fma(zero, in[j], seen);
       }
       if (dilation > 1) continue;
-      zip4(in, out);
+      zip_line(in, out);
 #pragma GCC unroll 4
-      for (int j = 0; j < kOutputs; ++j) store(to + 4 * i + j * kLanes, out[j]);
+      for (int j = 0; j < kOutputs; ++j) store(to + kOutputs * i + j * kLanes, out[j]);
     }
     if (dilation > kLanes) {
       for (int64_t j = 0; j < kOutputs; ++j) {
@@ -233,19 +254,24 @@ class ToomCookConv : ToomCookPanel<kTaps> {
     } else if (dilation > 1) {
       // In the order of positions: what a vector has too much, the next one overwrites.
       for (int64_t i = 0; i < count; i += dilation) {
-        for (int64_t j = 0; j < kOutputs; ++j) store(line_ + 4 * i + j * dilation, load(results + j * pitch + i));
+        for (int64_t j = 0; j < kOutputs; ++j)
+          store(line_ + kOutputs * i + j * dilation, load(results + j * pitch + i));
       }
     }
-    if (dilation <= kLanes && !in_place) put(line_, first, 4 * count);
+    if (dilation <= kLanes && !in_place) put(line_, first, kOutputs * count);
     return sum(seen) == 0;  // not a number is not 0
   }
 
-  // Numbers of quads to those in the order of positions.
-  static void zip4(const Vec<T> (&quads)[kOutputs], Vec<T> (&line)[kOutputs]) {
-    Vec<T> even[2], odd[2];
-    zip(quads[0], quads[2], &even[0], &even[1]);
-    zip(quads[1], quads[3], &odd[0], &odd[1]);
-    for (int64_t i = 0; i < 2; ++i) zip(even[i], odd[i], &line[2 * i], &line[2 * i + 1]);
+  // Numbers of patches to those in the order of positions.
+  static void zip_line(const Vec<T> (&patches)[kOutputs], Vec<T> (&line)[kOutputs]) {
+    if constexpr (kOutputs == 2) {
+      zip(patches[0], patches[1], &line[0], &line[1]);
+    } else {
+      Vec<T> even[2], odd[2];
+      zip(patches[0], patches[2], &even[0], &even[1]);
+      zip(patches[1], patches[3], &odd[0], &odd[1]);
+      for (int64_t i = 0; i < 2; ++i) zip(even[i], odd[i], &line[2 * i], &line[2 * i + 1]);
+    }
   }
 };
 

@@ -1,19 +1,96 @@
-// Toom-Cook's algorithm for four sums of r products, F(4, r), with r + 3 multiplications instead of 4 r:
-//   y[i] = sum over k of w[k] x[i + k],  i < 4, k < r
-// is the transpose of a product of polynomials, which is known by its values at r + 3 points: transform x, transform w,
-// multiply number by number, transform back. All transforms are linear, so sums over channels (and over chunks of taps)
-// are taken of the products, and only what they add up to is transformed back.
+// Toom-Cook's algorithm for m sums of r products, F(m, r), with m + r - 1 multiplications instead of m r:
+//   y[i] = sum over k of w[k] x[i + k],  i < m, k < r
+// is the transpose of a product of polynomials, which is known by its values at m + r - 1 points: transform x,
+// transform w, multiply number by number, transform back. All transforms are linear, so sums over channels (and over
+// chunks of taps) are taken of the products, and only what they add up to is transformed back.
 //
-// The points are pairs a, -a, whose transforms share their even and odd parts; 0, where r is odd; and infinity. With
-//   M(x) = x^z product of (x^2 - a^2),  z = 1 if 0 is a point, else 0,
-// x is multiplied by the coefficients of M(x) / (x - point), w by point^k / M'(point), and y[i] by point^i.
+// Two classes have the transforms, with the numbers in the order of planes: of pairs of sums, which are as precise as
+// direct ones, and of quads, which are faster and not as precise.
 #pragma once
 
 namespace conv1d_ext {
 namespace {
 
-constexpr int kToomCookOutputs = 4;
+template <class Number, int kSums, int kTaps>
+class ToomCook;
 
+// F(2, 2), at the points 0, 1 and infinity. Each y[i] is made of nothing but the x that it has anyway, and small
+// integers come out exactly. Products are some larger than direct ones (in the norm by up to sqrt(2)), so parts of sums
+// are half as long (toom_cook_plan.cpp).
+template <class Number>
+class ToomCook<Number, 2, 2> {
+ public:
+  using T = Number;
+  static constexpr int kOutputs = 2, kTaps = 2, kPlanes = 3;
+
+  static void transform_source(const Vec<T> (&x)[kPlanes], Vec<T> (&out)[kPlanes]) {
+    out[0] = sub(x[0], x[1]);
+    out[1] = x[1];
+    out[2] = sub(x[2], x[1]);
+  }
+  static void transform_taps(const Vec<T> (&w)[kTaps], Vec<T> (&out)[kPlanes]) {
+    out[0] = w[0];
+    out[1] = add(w[0], w[1]);
+    out[2] = w[1];
+  }
+  static void invert(const Vec<T> (&in)[kPlanes], Vec<T> (&y)[kOutputs]) {
+    y[0] = add(in[0], in[1]);
+    y[1] = add(in[2], in[1]);
+  }
+  static void transform_grad(const Vec<T> (&g)[kOutputs], Vec<T> (&out)[kPlanes]) {
+    out[0] = g[0];
+    out[1] = add(g[0], g[1]);
+    out[2] = g[1];
+  }
+  static void invert_taps(const Vec<T> (&in)[kPlanes], Vec<T> (&w)[kTaps]) {
+    w[0] = add(in[0], in[1]);
+    w[1] = add(in[2], in[1]);
+  }
+};
+
+// F(2, 3), at the points 0, 1, -1 and infinity; otherwise as F(2, 2).
+template <class Number>
+class ToomCook<Number, 2, 3> {
+ public:
+  using T = Number;
+  static constexpr int kOutputs = 2, kTaps = 3, kPlanes = 4;
+
+  static void transform_source(const Vec<T> (&x)[kPlanes], Vec<T> (&out)[kPlanes]) {
+    out[0] = sub(x[0], x[2]);
+    out[1] = add(x[2], x[1]);
+    out[2] = sub(x[2], x[1]);
+    out[3] = sub(x[3], x[1]);
+  }
+  static void transform_taps(const Vec<T> (&w)[kTaps], Vec<T> (&out)[kPlanes]) {
+    const Vec<T> half = broadcast(T(0.5)), even = mul(half, add(w[0], w[2]));
+    out[0] = w[0];
+    out[1] = fma(half, w[1], even);
+    out[2] = fnma(half, w[1], even);
+    out[3] = w[2];
+  }
+  static void invert(const Vec<T> (&in)[kPlanes], Vec<T> (&y)[kOutputs]) {
+    y[0] = add(in[0], add(in[1], in[2]));
+    y[1] = add(in[3], sub(in[1], in[2]));
+  }
+  static void transform_grad(const Vec<T> (&g)[kOutputs], Vec<T> (&out)[kPlanes]) {
+    out[0] = g[0];
+    out[1] = add(g[0], g[1]);
+    out[2] = sub(g[0], g[1]);
+    out[3] = g[1];
+  }
+  static void invert_taps(const Vec<T> (&in)[kPlanes], Vec<T> (&w)[kTaps]) {
+    const Vec<T> half = broadcast(T(0.5)), even = mul(half, add(in[1], in[2]));
+    w[0] = add(in[0], even);
+    w[1] = mul(half, sub(in[1], in[2]));
+    w[2] = add(in[3], even);
+  }
+};
+
+// F(4, r). The points are pairs a, -a, whose transforms share their even and odd parts; 0, where r is odd; and
+// infinity. With
+//   M(x) = x^z product of (x^2 - a^2),  z = 1 if 0 is a point, else 0,
+// x is multiplied by the coefficients of M(x) / (x - point), w by point^k / M'(point), and y[i] by point^i.
+//
 // The a of the pairs. Of all sets of eighths up to 3 those with the least error, or close to it (float32, 64 and 1024
 // channels of normal numbers): 3e-7 and 5e-7 of the norm for 2 taps, 4e-7 and 6e-7 for 3, 5e-7 and 1.0e-6 for 4,
 // 7e-7 and 1.3e-6 for 5. With the customary 1, 2, 1/2, ... it is 1.2 to 1.6 times as much.
@@ -28,12 +105,12 @@ constexpr double kToomCookPairs<4>[] = {0.25, 0.75, 2};
 template <>
 constexpr double kToomCookPairs<5>[] = {0.5, 1, 2};
 
-// The numbers of a transform in the order of planes: a, -a for each pair, 0, infinity.
-template <int kTaps>
-class ToomCook {
+// Planes: a, -a for each pair, 0, infinity.
+template <class Number, int kR>
+class ToomCook<Number, 4, kR> {
  public:
-  using T = float;
-  static constexpr int kPlanes = kTaps + 3;
+  using T = Number;
+  static constexpr int kOutputs = 4, kTaps = kR, kPlanes = kTaps + 3;
 
   static void transform_source(const Vec<T> (&x)[kPlanes], Vec<T> (&out)[kPlanes]) {
 #pragma GCC unroll 8
@@ -75,7 +152,7 @@ class ToomCook {
   }
 
   // From products to sums.
-  static void invert(const Vec<T> (&in)[kPlanes], Vec<T> (&y)[kToomCookOutputs]) {
+  static void invert(const Vec<T> (&in)[kPlanes], Vec<T> (&y)[kOutputs]) {
     Vec<T> even = add(in[0], in[1]), odd = sub(in[0], in[1]);
     y[0] = kZero ? add(in[2 * kPairs], even) : even;
     y[1] = mul(broadcast(k.power[0][1]), odd);
@@ -93,7 +170,7 @@ class ToomCook {
   }
 
   // Gradients: the transposes of the last two. Of four sums:
-  static void transform_grad(const Vec<T> (&g)[kToomCookOutputs], Vec<T> (&out)[kPlanes]) {
+  static void transform_grad(const Vec<T> (&g)[kOutputs], Vec<T> (&out)[kPlanes]) {
 #pragma GCC unroll 8
     for (int a = 0; a < kPairs; ++a) {
       const Vec<T> even = fma(broadcast(k.power[a][2]), g[2], g[0]);
@@ -160,7 +237,7 @@ class ToomCook {
       }
       slope *= value;
       double power = 1;
-      for (int i = 0; i < kToomCookOutputs; ++i, power *= points[a]) c.power[a][i] = T(power);
+      for (int i = 0; i < kOutputs; ++i, power *= points[a]) c.power[a][i] = T(power);
       power = 1 / slope;
       for (int t = 0; t < kTaps; ++t, power *= points[a]) c.weight[a][t] = T(power);
     }

@@ -1,6 +1,6 @@
-// What operators through Toom-Cook's algorithm share, in the terms of toom_cook_plan.h: blocks of quads, and a panel of
-// transformed rows of the input (or grad_output),
-//   panel[channel][plane][quad].
+// What operators through Toom-Cook's algorithm share, in the terms of toom_cook_plan.h: blocks of patches, and a panel
+// of transformed rows of the input (or grad_output),
+//   panel[channel][plane][patch].
 //
 // As with the Fourier transform, a number that is not finite spoils its neighbours: kernels set the alarm of its batch
 // item (backward_weight: the only one), which the direct kernels then compute again.
@@ -9,12 +9,11 @@
 namespace conv1d_ext {
 namespace {
 
-template <int kTaps>
+template <class Transform>
 class ToomCookPanel {
  protected:
-  using T = float;
-  using Transform = ToomCook<kTaps>;
-  static constexpr int kPlanes = Transform::kPlanes, kOutputs = kToomCookOutputs;
+  using T = typename Transform::T;
+  static constexpr int kTaps = Transform::kTaps, kPlanes = Transform::kPlanes, kOutputs = Transform::kOutputs;
   static constexpr int64_t kLanes = Vec<T>::kLanes;
 
  public:
@@ -27,29 +26,29 @@ class ToomCookPanel {
     panel_ = scratch_.take<T>(plan.panel_elements);
     sums_ = scratch_.take<T>(plan.sum_elements);
     line_ = scratch_.take<T>(plan.line_elements);
-    quads_ = scratch_.take<T>(plan.gathered_rows * plan.quad_width);
+    patches_ = scratch_.take<T>(plan.gathered_rows * plan.patch_width);
     b_step_ = scratch_.take<int64_t>(plan.step_table);
   }
 
  protected:
-  // Quads [u0, u1) of batch items [n0, n1).
+  // Patches [u0, u1) of batch items [n0, n1).
   struct Block {
     int64_t n0, n1, group, u0, u1;
-    int64_t quads() const { return u1 - u0; }
+    int64_t patches() const { return u1 - u0; }
   };
   Block block_at(int64_t index, int64_t group) const {
     Block block;
-    block.n0 = index / plan_.quad_blocks * plan_.batch_block;
+    block.n0 = index / plan_.patch_blocks * plan_.batch_block;
     block.n1 = min_of(block.n0 + plan_.batch_block, p_.batch);
     block.group = group;
-    const int64_t i = index % plan_.quad_blocks;
-    block.u0 = block_begin(plan_.quads, plan_.quad_step, plan_.quad_blocks, i);
-    block.u1 = block_begin(plan_.quads, plan_.quad_step, plan_.quad_blocks, i + 1);
+    const int64_t i = index % plan_.patch_blocks;
+    block.u0 = block_begin(plan_.patches, plan_.patch_step, plan_.patch_blocks, i);
+    block.u1 = block_begin(plan_.patches, plan_.patch_step, plan_.patch_blocks, i + 1);
     return block;
   }
 
   void fill_panel(const Block& block, int64_t channel0, int64_t channel1) const {
-    const int64_t count = block.quads() + halo();
+    const int64_t count = block.patches() + halo();
     for (int64_t channel = channel0; channel < channel1; ++channel) {
       prefetch_source(block, min_of(channel + 2, channel1 - 1));
       T* to = panel_ + (channel - channel0) * panel_channel();
@@ -57,15 +56,16 @@ class ToomCookPanel {
         const Row<T> row{source_row(block, n, channel), view_.source.position, view_.source_length, view_.padding_mode};
         if (p_.dilation == 1) {
           transform_line(
-              line_at(row, view_.left, view_.end, 4 * block.u0, 4 * round_up(count, kLanes) + 4 * kLanes), count, to);
+              line_at(row, view_.left, view_.end, kOutputs * block.u0, kOutputs * (round_up(count, kLanes) + kLanes)),
+              count, to);
           continue;
         }
-        const T* quads[kPlanes];
-        gather(row, view_.left, view_.end, block.u0, count, quads_, quads);
+        const T* patches[kPlanes];
+        gather(row, view_.left, view_.end, block.u0, count, patches_, patches);
         for (int64_t i = 0; i < count; i += kLanes) {
           Vec<T> in[kPlanes];
 #pragma GCC unroll 8
-          for (int j = 0; j < kPlanes; ++j) in[j] = load(quads[j] + i);
+          for (int j = 0; j < kPlanes; ++j) in[j] = load(patches[j] + i);
           transform_to(in, to + i);
         }
       }
@@ -73,8 +73,8 @@ class ToomCookPanel {
   }
 
   int64_t taps_of(int64_t chunk) const {
-    const int64_t rest = p_.kernel_size - 4 * chunk;
-    return chunk + 1 < plan_.chunks ? 4 : rest;
+    const int64_t rest = p_.kernel_size - kOutputs * chunk;
+    return chunk + 1 < plan_.chunks ? kOutputs : rest;
   }
 
   int64_t halo() const { return (plan_.chunks - 1) * p_.dilation; }
@@ -87,18 +87,19 @@ class ToomCookPanel {
     lanes == kLanes ? store(to, value) : store_partial(to, value, lanes);
   }
 
-  // quads[j][i], j < kCount: position u0 + i of a padded row, j dilations on; whole vectors up to i = count. `memory`:
-  // kCount rows of plan_.quad_width. `left`: positions before the row's first; none from `end` on are defined.
+  // patches[j][i], j < kCount: position u0 + i of a padded row, j dilations on; whole vectors up to i = count.
+  // `memory`: kCount rows of plan_.patch_width. `left`: positions before the row's first; none from `end` on are
+  // defined.
   template <int kCount>
   void gather(
       const Row<T>& row, int64_t left, int64_t end, int64_t u0, int64_t count, T* memory,
-      const T* (&quads)[kCount]) const {
-    const int64_t dilation = p_.dilation, pitch = plan_.quad_width;
+      const T* (&patches)[kCount]) const {
+    const int64_t dilation = p_.dilation, pitch = plan_.patch_width;
     if (dilation > kLanes) {
       const int64_t width = round_up(count, kLanes);
       for (int j = 0; j < kCount; ++j) {
         T* to = memory + j * pitch;
-        quads[j] = to;
+        patches[j] = to;
         for_runs(u0, width, [&](int64_t i, int64_t position, int64_t run) {
           const int64_t start = position + j * dilation - left;
           pack_row<T>(row, start, 1, max_of(0, min_of(run, end - start)), run, to + i);
@@ -106,20 +107,20 @@ class ToomCookPanel {
       }
       return;
     }
-    // Blocks begin with a whole group of `dilation` quads. The last j read the first ones, a group further on.
+    // Blocks begin with a whole group of `dilation` patches. The last j read the first ones, a group further on.
     const int64_t width = round_up(count + (kCount > kOutputs ? dilation : 0), dilation == 1 ? kLanes : dilation);
-    const T* line = line_at(row, left, end, 4 * u0, 4 * width + kLanes);
+    const T* line = line_at(row, left, end, kOutputs * u0, kOutputs * width + kLanes);
     for (int64_t i = 0; i < width && dilation == 1; i += kLanes) {
       Vec<T> out[kOutputs];
-      split4(line + 4 * i, out);
+      split_line(line + kOutputs * i, out);
 #pragma GCC unroll 4
       for (int j = 0; j < kOutputs; ++j) store(memory + j * pitch + i, out[j]);
     }
     for (int j = 0; j < kOutputs && dilation > 1; ++j) {
       T* to = memory + j * pitch;
-      for (int64_t i = 0; i < width; i += dilation) store(to + i, load(line + 4 * i + j * dilation));
+      for (int64_t i = 0; i < width; i += dilation) store(to + i, load(line + kOutputs * i + j * dilation));
     }
-    for (int j = 0; j < kCount; ++j) quads[j] = memory + j % kOutputs * pitch + j / kOutputs * dilation;
+    for (int j = 0; j < kCount; ++j) patches[j] = memory + j % kOutputs * pitch + j / kOutputs * dilation;
   }
 
   // `count` positions of a padded row from `position` on, where they are or in line_; as for gather.
@@ -130,13 +131,13 @@ class ToomCookPanel {
     return line_;
   }
 
-  // body(i, position, run) for the runs of `count` quads from u0 on: quads u0 + i .. u0 + i + run begin at positions
-  // side by side.
+  // body(i, position, run) for the runs of `count` patches from u0 on: patches u0 + i .. u0 + i + run begin at
+  // positions side by side.
   template <class Body>
   void for_runs(int64_t u0, int64_t count, const Body& body) const {
     for (int64_t i = 0; i < count;) {
       const int64_t rest = (u0 + i) % p_.dilation, run = min_of(p_.dilation - rest, count - i);
-      body(i, (u0 + i) / p_.dilation * 4 * p_.dilation + rest, run);
+      body(i, (u0 + i) / p_.dilation * kOutputs * p_.dilation + rest, run);
       i += run;
     }
   }
@@ -153,7 +154,7 @@ class ToomCookPanel {
   }
   void prefetch_source(const Block& block, int64_t channel) const {
     if (view_.source.position != 1) return;
-    const int64_t start = 4 * block.u0 - view_.left, end = start + 4 * (block.quads() + halo());
+    const int64_t start = kOutputs * block.u0 - view_.left, end = start + kOutputs * (block.patches() + halo());
     prefetch(source_row(block, block.n0, channel), max_of(start, 0), min_of(end, view_.source_length));
   }
 
@@ -164,7 +165,7 @@ class ToomCookPanel {
   const TiledArgs& args_;
   const ForwardView view_;
   Scratch scratch_;
-  T *panel_, *sums_, *line_, *quads_;
+  T *panel_, *sums_, *line_, *patches_;
   int64_t* b_step_;
 
  private:
@@ -175,28 +176,32 @@ class ToomCookPanel {
     for (int p = 0; p < kPlanes; ++p) store(to + p * plan_.panel_width, out[p]);
   }
 
-  // The same for dilation 1, in registers: `count` quads of a line, of which a vector more is read.
+  // The same for dilation 1, in registers: `count` patches of a line, of which a vector more is read.
   void transform_line(const T* line, int64_t count, T* to) const {
     Vec<T> in[kPlanes], next[kOutputs];
-    split4(line, next);
+    split_line(line, next);
     for (int64_t i = 0; i < count; i += kLanes) {
 #pragma GCC unroll 4
       for (int j = 0; j < kOutputs; ++j) in[j] = next[j];
-      split4(line + 4 * (i + kLanes), next);
+      split_line(line + kOutputs * (i + kLanes), next);
 #pragma GCC unroll 8
       for (int j = kOutputs; j < kPlanes; ++j) in[j] = shift_in(in[j - kOutputs], next[j - kOutputs]);
       transform_to(in, to + i);
     }
   }
 
-  // Numbers in the order of positions to those of quads.
-  static void split4(const T* line, Vec<T> (&quads)[kOutputs]) {
-    Vec<T> even[2], odd[2];
-    for (int64_t i = 0; i < 2; ++i) {
-      split(load(line + 2 * i * kLanes), load(line + (2 * i + 1) * kLanes), &even[i], &odd[i]);
+  // Numbers in the order of positions to those of patches.
+  static void split_line(const T* line, Vec<T> (&patches)[kOutputs]) {
+    if constexpr (kOutputs == 2) {
+      split(load(line), load(line + kLanes), &patches[0], &patches[1]);
+    } else {
+      Vec<T> even[2], odd[2];
+      for (int64_t i = 0; i < 2; ++i) {
+        split(load(line + 2 * i * kLanes), load(line + (2 * i + 1) * kLanes), &even[i], &odd[i]);
+      }
+      split(even[0], even[1], &patches[0], &patches[2]);
+      split(odd[0], odd[1], &patches[1], &patches[3]);
     }
-    split(even[0], even[1], &quads[0], &quads[2]);
-    split(odd[0], odd[1], &quads[1], &quads[3]);
   }
 };
 

@@ -9,8 +9,6 @@
 namespace conv1d_ext {
 namespace {
 
-constexpr int64_t kOutputs = 4;
-
 // Of transformed weights, or of partial sums, which threads share: with the scratch memory of one they stay below 4
 // MiB, as with the direct kernels.
 constexpr int64_t kMostPackedBytes = 11 << 18, kMostPartialBytes = 2 << 20;
@@ -18,7 +16,7 @@ constexpr int64_t kMostPackedBytes = 11 << 18, kMostPartialBytes = 2 << 20;
 // Longer kernels are the Fourier transform's.
 constexpr int64_t kMostTaps = 128;
 
-// Quads that a block of a row has more for the chunks of a kernel, at most.
+// Patches that a block of a row has more for the chunks of a kernel, at most.
 constexpr int64_t kLongestHalo = 512;
 
 struct ToomCookPlanner {
@@ -28,84 +26,107 @@ struct ToomCookPlanner {
   const TileShape& tile;
   const CacheSizes cache;
   const Use use;
+  const int64_t outputs;  // of a patch
   const bool weights = op == Op::kBackwardWeight;
   const int64_t in_per_group = p.in_channels / p.groups, out_per_group = p.out_channels / p.groups;
   const int64_t channels = op == Op::kBackwardInput ? out_per_group : in_per_group;
   const int64_t rows = op == Op::kBackwardInput ? in_per_group : out_per_group;
   const int64_t result_length = op == Op::kBackwardInput ? p.in_length : p.out_length;
   const int64_t tile_columns = tile.accumulators / tile.rows * tile.lanes;
-  const int64_t l2 = cache.l2 / int64_t{sizeof(float)};  // in elements
-  const bool near = p.dilation <= tile.lanes;            // rows are taken apart in groups of `dilation` quads
+  const int64_t element = sizes.storage;
+  const int64_t l2 = cache.l2 / element;  // in elements
+  // The products of a patch of two are a little larger than direct ones, so that for the same error of their sum parts
+  // are half as long.
+  const int64_t longest_part = outputs == 2 ? kLongestPart / 2 : kLongestPart;
+  const bool near = p.dilation <= tile.lanes;  // rows are taken apart in groups of `dilation` patches
 
   int64_t halo(const ToomCookPlan& plan) const { return (plan.chunks - 1) * p.dilation; }
 
-  // Of those in chunks of four taps the one with the fewest products, or of fewer planes, since its error is less.
+  // Of those in chunks of `outputs` taps the one with the fewest products, or of fewer planes, since its error is less.
+  // Of pairs the one without a chunk of a single tap, whose second sum would be made of an input that it does not have.
   void choose_transform(ToomCookPlan& plan) const {
     const int64_t taps = p.kernel_size;
-    plan.taps = std::min<int64_t>(taps, 4);
-    plan.chunks = ceil_div(taps, 4);
-    if (taps % 4 == 1 && 8 * (plan.chunks - 1) < 7 * plan.chunks) {
-      plan.taps = 5;
+    plan.outputs = outputs;
+    plan.taps = std::min(taps, outputs);
+    plan.chunks = ceil_div(taps, outputs);
+    const bool fewest = 2 * outputs * (plan.chunks - 1) < (2 * outputs - 1) * plan.chunks;
+    if (taps % outputs == 1 && (outputs == 2 || fewest)) {
+      plan.taps = outputs + 1;
       --plan.chunks;
     }
-    plan.planes = plan.taps + 3;
+    plan.planes = outputs + plan.taps - 1;
   }
 
-  // Blocks of quads of about `limit`, and batch items side by side where rows are shorter. `fits(quads)`: whether the
-  // memory for so many, halo included, does.
+  // Blocks of patches of about `limit`, and batch items side by side where rows are shorter. `fits(patches)`: whether
+  // the memory for so many, halo included, does.
   template <class Fits>
-  void choose_quads(ToomCookPlan& plan, int64_t limit, const Fits& fits) const {
-    plan.quad_step = near && p.dilation > 1 ? p.dilation : tile.lanes;
-    plan.quad_block = balanced_block(plan.quads, limit, plan.quad_step);
-    plan.quad_blocks = ceil_div(plan.quads, plan.quad_block);
-    plan.item_pitch = plan.quad_block + halo(plan);
+  void choose_patches(ToomCookPlan& plan, int64_t limit, const Fits& fits) const {
+    plan.patch_step = near && p.dilation > 1 ? p.dilation : tile.lanes;
+    plan.patch_block = balanced_block(plan.patches, limit, plan.patch_step);
+    plan.patch_blocks = ceil_div(plan.patches, plan.patch_block);
+    plan.item_pitch = plan.patch_block + halo(plan);
     plan.batch_block = 1;
-    if (plan.quad_blocks == 1) {
-      plan.quad_block = plan.quads;
-      plan.item_pitch = plan.quads + halo(plan);
+    if (plan.patch_blocks == 1) {
+      plan.patch_block = plan.patches;
+      plan.item_pitch = plan.patches + halo(plan);
       plan.batch_block = std::clamp<int64_t>(limit / plan.item_pitch, 1, std::max<int64_t>(1, p.batch));
       while (plan.batch_block > 1 && !fits(plan.batch_block * plan.item_pitch)) --plan.batch_block;
     }
-    const int64_t line = 64 / int64_t{sizeof(float)};
-    plan.panel_width = (ceil_div(plan.batch_block * plan.item_pitch + tile.lanes, line) | 1) * line;
-    plan.quad_width = round_up(plan.quad_block + halo(plan) + 2 * tile.lanes, tile.lanes) + tile.lanes;
-    plan.line_elements = kOutputs * (plan.quad_width + tile.lanes);
+    const int64_t line = 64 / element;
+    // Of what is stored and what is read, in whole vectors.
+    const int64_t items_before = (plan.batch_block - 1) * plan.item_pitch;
+    const int64_t stored = items_before + round_up(plan.item_pitch, tile.lanes);
+    const int64_t read = halo(plan) + round_up(items_before + plan.item_pitch - halo(plan), tile.lanes);
+    plan.panel_width = (ceil_div(std::max(stored, read), line) | 1) * line;
+    plan.patch_width = round_up(plan.patch_block + halo(plan) + 2 * tile.lanes, tile.lanes) + tile.lanes;
+    plan.line_elements = outputs * (plan.patch_width + tile.lanes);
   }
 
   void finish(ToomCookPlan& plan) const {
     const int64_t elements = plan.panel_elements + plan.sum_elements + plan.grad_elements + plan.line_elements +
-                             plan.gathered_rows * plan.quad_width + plan.slab_elements;
-    plan.scratch_bytes = int64_t{9} * 64 + elements * int64_t{sizeof(float)} +
-                         (2 * plan.step_table + plan.row_table) * int64_t{sizeof(int64_t)};
+                             plan.gathered_rows * plan.patch_width + plan.slab_elements;
+    plan.scratch_bytes =
+        int64_t{9} * 64 + elements * element + (2 * plan.step_table + plan.row_table) * int64_t{sizeof(int64_t)};
   }
 
-  // What follows counts vector FMAs, or the time of one, like fft_plan.cpp; the figures are measured with AVX-512
-  // (benchmarks/NOTES.md).
+  // What follows counts vector FMAs, or the time of one, like fft_plan.cpp; the figures are measured on a Zen 4, whose
+  // FMAs of AVX2 take half as long (benchmarks/NOTES.md).
+  const bool small_tile = tile.accumulators < 16;
 
-  // Vectors of a row of quads, with what each block has more.
+  // Vectors of a row of patches, with what each block has more.
   double vectors(const ToomCookPlan& plan, int64_t more) const {
-    return double(plan.quad_blocks) * ceil_div(plan.quad_block + more, tile.lanes);
+    return double(plan.patch_blocks) * ceil_div(plan.patch_block + more, tile.lanes);
   }
-  // For a vector of quads: the transform, and the way between a tensor's row and its quads, by runs of `dilation`.
-  double quads_cost() const { return p.dilation == 1 ? 70 : near ? 60 + 24.0 * tile.lanes / p.dilation : 200; }
+  // For a vector of patches: the transform, and the way between a tensor's row and its patches, by runs of `dilation`.
+  double patches_cost() const {
+    const double transform = outputs == 4 ? 70 : small_tile ? 90 : 60;
+    return p.dilation == 1 ? transform : near ? 60 + 24.0 * tile.lanes / p.dilation : 200;
+  }
+  // Sums of a pair's short parts are added up more often; sums that are left for other channels wait for memory.
+  double product_cost(bool whole) const {
+    if (outputs == 4) return 1.08;
+    return !whole ? 1.25 : small_tile ? 1.2 : 1.08;
+  }
 
   void plan_rows(ToomCookPlan& plan) const {
-    // Five eighths of the L2 cache for the panel, of two register tiles of columns if they fit, else of one and a third
-    // (with AVX-512 four vectors, in two tiles), or as much as the halo, which is transformed again for each block.
+    // Five eighths of the L2 cache for the panel, of two register tiles of columns if they fit, else of one (of fours
+    // one and a third: with AVX-512 four vectors, in two tiles), or as much as the halo, which is transformed again for
+    // each block.
     const int64_t budget = l2 * 5 / 8;
-    const auto fits = [&](int64_t quads) { return channels * plan.planes * quads <= budget; };
+    const auto fits = [&](int64_t patches) { return channels * plan.planes * patches <= budget; };
     int64_t limit = 2 * tile_columns;
-    if (!fits(limit + halo(plan))) limit = tile_columns * 4 / 3;
-    choose_quads(plan, std::max(limit, halo(plan)), fits);
-    const int64_t most_channels = budget / (plan.planes * (plan.quad_block + halo(plan)));
-    plan.part_channels = balanced_block(channels, std::min(most_channels, kLongestPart / plan.chunks), 1);
+    if (!fits(limit + halo(plan))) limit = outputs == 2 ? tile_columns : tile_columns * 4 / 3;
+    choose_patches(plan, std::max(limit, halo(plan)), fits);
+    const int64_t most_channels = budget / (plan.planes * (plan.patch_block + halo(plan)));
+    plan.part_channels =
+        balanced_block(channels, std::min(most_channels, std::max<int64_t>(1, longest_part / plan.chunks)), 1);
     const int64_t channel_elements = plan.planes * plan.panel_width;
     const int64_t parts = budget / channel_elements / plan.part_channels;
-    // The panel's rows are a little longer than the quads in it, so that a whole one may take a little more.
+    // The panel's rows are a little longer than the patches in it, so that a whole one may take a little more.
     plan.channel_block = channels * channel_elements <= budget * 5 / 4
                              ? channels
                              : balanced_block(channels, parts * plan.part_channels, plan.part_channels);
-    const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + plan.quad_block;
+    const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + plan.patch_block;
     plan.sum_width = round_up(columns, tile.lanes) + tile.lanes;
     plan.row_tiles = ceil_div(rows, tile.rows);
     const int64_t tile_sums = tile.rows * plan.planes * plan.sum_width;
@@ -114,9 +135,9 @@ struct ToomCookPlanner {
         plan.channel_block * channel_elements + 64,
         kMostPackTiles * ((kTapStep + p.kernel_size) * tile.rows + kPackSlack));
     plan.sum_elements = plan.tile_block * tile_sums;
-    plan.gathered_rows = near ? kOutputs : plan.planes;
+    plan.gathered_rows = near ? outputs : plan.planes;
     plan.step_table = std::min(plan.channel_block, plan.part_channels) * plan.chunks;
-    const int64_t tile_bytes = tile.rows * channels * plan.chunks * plan.planes * int64_t{sizeof(float)};
+    const int64_t tile_bytes = tile.rows * channels * plan.chunks * plan.planes * element;
     const int64_t tiles = p.groups * plan.row_tiles, most = kMostPackedBytes / tile_bytes;
     if (most == 0) {
       plan.cycles = std::numeric_limits<double>::infinity();
@@ -124,7 +145,7 @@ struct ToomCookPlanner {
     }
     plan.pass_tiles = balanced_block(tiles, most, 1);
     plan.packed_bytes = plan.pass_tiles * tile_bytes;
-    plan.units = ceil_div(p.batch, plan.batch_block) * plan.quad_blocks;
+    plan.units = ceil_div(p.batch, plan.batch_block) * plan.patch_blocks;
 
     const double products = double(rows) * channels * plan.chunks * plan.planes;
     const int64_t held = plan.channel_block >= channels ? plan.pass_tiles : std::min(plan.tile_block, plan.pass_tiles);
@@ -134,10 +155,11 @@ struct ToomCookPlanner {
                              : 0;
     // Weights are transposed on the way; backward_input has short pieces of them.
     const double weights_cost = op == Op::kBackwardInput ? 28 : 17;
-    plan.cycles = edges + p.groups * (products * vectors(plan, 0) * 1.08 + products / tile.lanes * weights_cost +
-                                      fills * channels * vectors(plan, halo(plan)) * quads_cost() +
-                                      rows * vectors(plan, 0) * quads_cost());
-    plan.multiplications = p.groups * (products * p.batch * plan.quads);
+    const double product = product_cost(plan.channel_block >= channels);
+    plan.cycles = edges + p.groups * (products * vectors(plan, 0) * product + products / tile.lanes * weights_cost +
+                                      fills * channels * vectors(plan, halo(plan)) * patches_cost() +
+                                      rows * vectors(plan, 0) * patches_cost());
+    plan.multiplications = p.groups * (products * p.batch * plan.patches);
   }
 
   void plan_weights(ToomCookPlan& plan) const {
@@ -146,27 +168,27 @@ struct ToomCookPlanner {
     const int64_t sums = l2 * 3 / 8, side = std::sqrt(double(sums) / plan.planes / plan.chunks);
     plan.out_block = balanced_block(rows, std::max(tile_columns, side), tile.lanes);
     plan.channel_block = balanced_block(channels, sums / (plan.planes * plan.chunks * plan.out_block), 1);
-    const int64_t l1_quads = cache.l1 * 3 / 4 / int64_t{sizeof(float)} / std::min(plan.out_block, tile_columns);
-    plan.reduction_block = std::max<int64_t>(32, l1_quads);
-    const auto fits = [&](int64_t quads) {
-      return plan.planes * (plan.channel_block * quads + plan.out_block * quads) <= l2 / 2;
+    const int64_t l1_patches = cache.l1 * 3 / 4 / element / std::min(plan.out_block, tile_columns);
+    plan.reduction_block = std::clamp<int64_t>(l1_patches, 32, longest_part);
+    const auto fits = [&](int64_t patches) {
+      return plan.planes * (plan.channel_block * patches + plan.out_block * patches) <= l2 / 2;
     };
     int64_t limit = plan.reduction_block;
     while (limit > 2 * tile.lanes && !fits(limit + halo(plan))) limit -= tile.lanes;
     const int64_t most_channels = l2 / 2 / (plan.planes * (limit + halo(plan)));
     plan.channel_block = balanced_block(channels, std::min(plan.channel_block, most_channels), 1);
-    choose_quads(plan, limit, fits);
+    choose_patches(plan, limit, fits);
     plan.panel_elements = std::max(
         plan.channel_block * plan.planes * plan.panel_width + 64, (kTapStep + p.kernel_size) * plan.out_block + 64);
     plan.row_table = plan.channel_block * plan.chunks;
     plan.sum_elements = plan.planes * plan.row_table * plan.out_block;
-    plan.step_table = plan.batch_block * plan.quad_block;
+    plan.step_table = plan.batch_block * plan.patch_block;
     plan.grad_elements = plan.planes * plan.step_table * plan.out_block;
-    plan.gathered_rows = std::max(kOutputs * tile.lanes, plan.planes);
-    plan.slab_elements = kOutputs * plan.quad_width * tile.lanes + 64;
+    plan.gathered_rows = std::max(outputs * tile.lanes, plan.planes);
+    plan.slab_elements = outputs * plan.patch_width * tile.lanes + 64;
     const int64_t blocks = p.groups * ceil_div(rows, plan.out_block) * ceil_div(channels, plan.channel_block);
-    const int64_t steps = ceil_div(p.batch, plan.batch_block) * plan.quad_blocks;
-    const int64_t result_bytes = p.out_channels * in_per_group * p.kernel_size * int64_t{sizeof(float)};
+    const int64_t steps = ceil_div(p.batch, plan.batch_block) * plan.patch_blocks;
+    const int64_t result_bytes = p.out_channels * in_per_group * p.kernel_size * element;
     // As of the direct kernel: at least 4 visits of the sums in each chunk.
     plan.reduction_chunks =
         std::max<int64_t>(1, std::min({ceil_div(16, blocks), steps / 4, kMostPartialBytes / result_bytes}));
@@ -174,43 +196,43 @@ struct ToomCookPlanner {
     plan.units = plan.reduction_chunks * blocks;
 
     const double products = double(rows) * channels * plan.chunks * plan.planes, items = p.batch;
-    const double quads = items * plan.quads / tile.lanes;
+    const double patches = items * plan.patches / tile.lanes;
     plan.cycles =
-        p.groups * (products * quads * 1.35 + products / tile.lanes * 20 * plan.reduction_chunks +
-                    channels * items * vectors(plan, halo(plan)) * quads_cost() * ceil_div(rows, plan.out_block) +
-                    rows * items * vectors(plan, 0) * (quads_cost() + 30) * ceil_div(channels, plan.channel_block));
-    plan.multiplications = p.groups * (products * p.batch * plan.quads);
+        p.groups * (products * patches * 1.35 + products / tile.lanes * 20 * plan.reduction_chunks +
+                    channels * items * vectors(plan, halo(plan)) * patches_cost() * ceil_div(rows, plan.out_block) +
+                    rows * items * vectors(plan, 0) * (patches_cost() + 30) * ceil_div(channels, plan.channel_block));
+    plan.multiplications = p.groups * (products * p.batch * plan.patches);
   }
 
-  // The direct kernels reach 90 % of the peak, those of backward_weight 60 to 85 %.
+  // The direct kernels reach 90 % of the peak (AVX2: 85 %), those of backward_weight 60 to 85 %.
   double direct() const {
     const double products = double(p.out_channels) * in_per_group * p.kernel_size * p.out_length / tile.lanes;
-    return weights ? p.batch * products * 1.3 : products * 1.1;
+    return weights ? p.batch * products * 1.3 : products * (outputs == 2 && small_tile ? 1.18 : 1.1);
   }
 
   ToomCookPlan plan() const {
     ToomCookPlan plan{};
-    const bool plain =
-        !p.accumulate && !p.negate && sizes.storage == sizeof(float) && sizes.accumulate == sizes.storage;
+    const bool plain = !p.accumulate && !p.negate && sizes.accumulate == sizes.storage;
     if (use == Use::kNever || !plain || p.stride != 1 || p.kernel_size < 2 || p.kernel_size > kMostTaps) return plan;
     // Fewer have nothing to share a transform with.
     if (use == Use::kWhereFaster && std::min(rows, channels) < 8) return plan;
     choose_transform(plan);
     if (halo(plan) > kLongestHalo) return {};
     const int64_t length = weights ? p.out_length : result_length;
-    // Whole groups of `dilation` quads; where a vector is not as long as that, the last one no further than the row
+    // Whole groups of `dilation` patches; where a vector is not as long as that, the last one no further than the row
     // goes.
-    const int64_t group = kOutputs * p.dilation, whole = length / group * p.dilation;
-    plan.quads = near ? ceil_div(length, group) * p.dilation : whole + std::min(p.dilation, length % group);
+    const int64_t group = outputs * p.dilation, whole = length / group * p.dilation;
+    plan.patches = near ? ceil_div(length, group) * p.dilation : whole + std::min(p.dilation, length % group);
     weights ? plan_weights(plan) : plan_rows(plan);
     finish(plan);
     if (!weights && p.batch > 1 && std::isfinite(plan.cycles)) {
       // Results must not depend on the batch, and so neither must the choice.
       Conv1dProblem alone = p;
       alone.batch = 1;
-      plan.cycles = ToomCookPlanner{op, alone, sizes, tile, cache, Use::kWherePossible}.plan().cycles;
+      plan.cycles = ToomCookPlanner{op, alone, sizes, tile, cache, Use::kWherePossible, outputs}.plan().cycles;
     }
-    const bool taken = use == Use::kWherePossible ? std::isfinite(plan.cycles) : plan.cycles < direct() / 1.1;
+    const double least_gain = outputs == 4 ? 1.1 : 1.05;
+    const bool taken = use == Use::kWherePossible ? std::isfinite(plan.cycles) : plan.cycles < direct() / least_gain;
     return taken ? plan : ToomCookPlan{};
   }
 };
@@ -218,8 +240,16 @@ struct ToomCookPlanner {
 }  // namespace
 
 ToomCookPlan make_toom_cook_plan(
-    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use) {
-  return ToomCookPlanner{op, problem, sizes, tile, cache, use}.plan();
+    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use,
+    bool reduced_precision) {
+  const auto plan = [&](int64_t outputs) {
+    return ToomCookPlanner{op, problem, sizes, tile, cache, use, outputs}.plan();
+  };
+  if (!reduced_precision || sizes.storage != sizeof(float)) return plan(2);
+  const ToomCookPlan of_four = plan(4);
+  if (use == Use::kWherePossible) return of_four;
+  const ToomCookPlan of_two = plan(2);
+  return of_two.taps > 0 && (of_four.taps == 0 || of_two.cycles < of_four.cycles) ? of_two : of_four;
 }
 
 }  // namespace conv1d_ext

@@ -1,10 +1,11 @@
 // When and how a convolution of stride 1 goes through Toom-Cook's algorithm (toom_cook_inl.h): a pure function like
-// plan.h. Its error is some times that of the direct sums, so it is only taken where the caller has allowed it.
+// plan.h.
 //
-// A quad is four results that lie one dilation apart: quad u begins at position 4 * dilation * (u / dilation) +
-// u % dilation, so that whole vectors of quads are runs of the row. Kernels longer than `taps` are taken in chunks of
-// four taps, which read the same transformed source, `dilation` quads further on each: the sum over channels and chunks
-// is, for each plane, a small convolution with the register tile of the direct kernels.
+// A patch is `outputs` results, 2 or 4, that lie one dilation apart: patch u begins at position
+// outputs * dilation * (u / dilation) + u % dilation, so that whole vectors of patches are runs of the row. Kernels
+// longer than `taps` are taken in chunks of `outputs` taps, which read the same transformed source, `dilation` patches
+// further on each: the sum over channels and chunks is, for each plane, a small convolution with the register tile of
+// the direct kernels.
 #pragma once
 
 #include "cpu/plan.h"
@@ -12,16 +13,17 @@
 namespace conv1d_ext {
 
 struct ToomCookPlan {
-  int64_t taps;    // of a transform; 0 where another algorithm is taken
-  int64_t planes;  // numbers in a transform: taps + 3
-  int64_t chunks;  // of four taps; the last has `taps` at most
+  int64_t taps;     // of a transform; 0 where another algorithm is taken
+  int64_t outputs;  // of a transform
+  int64_t planes;   // numbers in a transform: outputs + taps - 1
+  int64_t chunks;   // of `outputs` taps; the last has `taps` at most
 
-  int64_t quads;        // of a row of results (backward_weight: of grad_output)
-  int64_t quad_block;   // of a row in one panel, at most
-  int64_t quad_blocks;  // in a row: of nearly equal size, in multiples of quad_step
-  int64_t quad_step;
+  int64_t patches;       // of a row of results (backward_weight: of grad_output)
+  int64_t patch_block;   // of a row in one panel, at most
+  int64_t patch_blocks;  // in a row: of nearly equal size, in multiples of patch_step
+  int64_t patch_step;
   int64_t batch_block;  // batch items side by side in one panel
-  int64_t item_pitch;   // quads from item to item of a panel
+  int64_t item_pitch;   // patches from item to item of a panel
   int64_t panel_width;  // elements from plane to plane of a panel
 
   // forward and backward_input
@@ -34,13 +36,13 @@ struct ToomCookPlan {
 
   // backward_weight: a block of weights is channel_block x out_block
   int64_t out_block;         // output channels, in whole vectors
-  int64_t reduction_block;   // quads between two visits of a sum, at most
+  int64_t reduction_block;   // patches between two visits of a sum, at most
   int64_t reduction_chunks;  // parts of the sum over batch and positions, summed up at the end
 
   // Scratch memory of a thread: the panel, sums, backward_weight's transformed grad_output; a row as it is, rows taken
-  // apart into quads, and a vector of them transposed; entries of the tables of offsets.
+  // apart into patches, and a vector of them transposed; entries of the tables of offsets.
   int64_t panel_elements, sum_elements, grad_elements;
-  int64_t line_elements, quad_width, gathered_rows, slab_elements;
+  int64_t line_elements, patch_width, gathered_rows, slab_elements;
   int64_t step_table, row_table;
 
   int64_t units;           // of work; forward and backward_input: for each row tile of a pass
@@ -54,7 +56,10 @@ struct ToomCookPlan {
 // Taps of one row of weights, of a few channels, that are packed or unpacked together.
 constexpr int64_t kTapStep = 64;
 
+// Patches of two outputs have the errors of direct sums. `reduced_precision`: whether the caller allows four, in
+// float32, whose errors are some times that.
 ToomCookPlan make_toom_cook_plan(
-    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use);
+    Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use,
+    bool reduced_precision);
 
 }  // namespace conv1d_ext

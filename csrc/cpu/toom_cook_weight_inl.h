@@ -1,19 +1,19 @@
 // backward_weight through Toom-Cook's algorithm: transformed rows of the input, in the panel (toom_cook_panel_inl.h),
 // and of grad_output are multiplied,
 //   sums[plane][in_channel, chunk][out_channel]
-// over all quads, and transformed back to taps at the end.
+// over all patches, and transformed back to taps at the end.
 #pragma once
 
 namespace conv1d_ext {
 namespace {
 
-template <int kTaps>
-class ToomCookWeightGradient : ToomCookPanel<kTaps> {
-  using Base = ToomCookPanel<kTaps>;
-  using Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::taps_of,
+template <class Transform>
+class ToomCookWeightGradient : ToomCookPanel<Transform> {
+  using Base = ToomCookPanel<Transform>;
+  using Base::kTaps, Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::taps_of,
       Base::panel_channel, Base::load_lanes, Base::gather, Base::prefetch, Base::raise_alarm, Base::p_, Base::plan_,
-      Base::args_, Base::view_, Base::scratch_, Base::panel_, Base::sums_, Base::quads_, Base::b_step_;
-  using typename Base::Block, typename Base::T, typename Base::Transform;
+      Base::args_, Base::view_, Base::scratch_, Base::panel_, Base::sums_, Base::patches_, Base::b_step_;
+  using typename Base::Block, typename Base::T;
 
  public:
   ToomCookWeightGradient(
@@ -30,7 +30,7 @@ class ToomCookWeightGradient : ToomCookPanel<kTaps> {
     const int64_t out_blocks = ceil_div(view_.rows, plan_.out_block);
     const int64_t channel_blocks = ceil_div(view_.channels, plan_.channel_block);
     // Lanes beyond the last output channel are computed and not stored; they need only hold numbers.
-    for (int64_t i = 0; i < kOutputs * plan_.quad_width * kLanes; ++i) slab_[i] = 0;
+    for (int64_t i = 0; i < kOutputs * plan_.patch_width * kLanes; ++i) slab_[i] = 0;
     for (int64_t unit = begin; unit < end; ++unit) {
       WeightBlock block;
       block.ic0 = unit % channel_blocks * plan_.channel_block;
@@ -41,13 +41,13 @@ class ToomCookWeightGradient : ToomCookPanel<kTaps> {
       block.columns = round_up(block.oc1 - block.oc0, kLanes);
       block.group = rest / out_blocks % p_.groups;
       const int64_t chunk = rest / out_blocks / p_.groups;
-      const int64_t blocks = ceil_div(p_.batch, plan_.batch_block) * plan_.quad_blocks;
+      const int64_t blocks = ceil_div(p_.batch, plan_.batch_block) * plan_.patch_blocks;
       const int64_t from = part_begin(blocks, plan_.reduction_chunks, chunk);
       for (int64_t i = from; i < part_begin(blocks, plan_.reduction_chunks, chunk + 1); ++i) {
-        const Block quads = block_at(i, block.group);
-        fill_panel(quads, block.ic0, block.ic1);
-        fill_grads(quads, block);
-        add_products(quads, block, i == from);
+        const Block patches = block_at(i, block.group);
+        fill_panel(patches, block.ic0, block.ic1);
+        fill_grads(patches, block);
+        add_products(patches, block, i == from);
       }
       store_taps(block, chunk);
     }
@@ -59,9 +59,9 @@ class ToomCookWeightGradient : ToomCookPanel<kTaps> {
     int64_t group, oc0, oc1, ic0, ic1, columns;
   };
 
-  // grads[plane][item, quad][out_channel]: transposed a vector of output channels at a time, then transformed.
+  // grads[plane][item, patch][out_channel]: transposed a vector of output channels at a time, then transformed.
   void fill_grads(const Block& block, const WeightBlock& weights) const {
-    const int64_t pitch = plan_.quad_width, plane = (block.n1 - block.n0) * block.quads() * weights.columns;
+    const int64_t pitch = plan_.patch_width, plane = (block.n1 - block.n0) * block.patches() * weights.columns;
     for (int64_t oc = weights.oc0; oc < weights.oc1; oc += kLanes) {
       for (int64_t n = block.n0; n < block.n1; ++n) {
         const int64_t rows = min_of(kLanes, weights.oc1 - oc);
@@ -69,18 +69,19 @@ class ToomCookWeightGradient : ToomCookPanel<kTaps> {
           const T* data = static_cast<const T*>(args_.operands.weight) + n * p_.output.batch +
                           (weights.group * view_.rows + oc + r) * p_.output.channel;
           if (p_.output.position == 1 && oc + r + kLanes < weights.oc1) {
-            prefetch(data + kLanes * p_.output.channel, 4 * block.u0, min_of(4 * block.u1, p_.out_length));
+            prefetch(
+                data + kLanes * p_.output.channel, kOutputs * block.u0, min_of(kOutputs * block.u1, p_.out_length));
           }
-          const T* quads[kOutputs];
+          const T* patches[kOutputs];
           gather(
-              {data, p_.output.position, p_.out_length, PaddingMode::kZeros}, 0, p_.out_length, block.u0, block.quads(),
-              quads_ + r * kOutputs * pitch, quads);
+              {data, p_.output.position, p_.out_length, PaddingMode::kZeros}, 0, p_.out_length, block.u0,
+              block.patches(), patches_ + r * kOutputs * pitch, patches);
         }
         for (int64_t j = 0; j < kOutputs; ++j) {
-          transpose(quads_ + j * pitch, kOutputs * pitch, rows, block.quads(), slab_ + j * pitch * kLanes, kLanes);
+          transpose(patches_ + j * pitch, kOutputs * pitch, rows, block.patches(), slab_ + j * pitch * kLanes, kLanes);
         }
-        T* to = grads_ + (n - block.n0) * block.quads() * weights.columns + oc - weights.oc0;
-        for (int64_t u = 0; u < block.quads(); ++u, to += weights.columns) {
+        T* to = grads_ + (n - block.n0) * block.patches() * weights.columns + oc - weights.oc0;
+        for (int64_t u = 0; u < block.patches(); ++u, to += weights.columns) {
           Vec<T> in[kOutputs], out[kPlanes];
 #pragma GCC unroll 4
           for (int j = 0; j < kOutputs; ++j) in[j] = load(slab_ + (j * pitch + u) * kLanes);
@@ -95,12 +96,12 @@ class ToomCookWeightGradient : ToomCookPanel<kTaps> {
   // sums[plane][in_channel, chunk][out_channel] += the products of panel and grads; `first`: = instead of +=.
   void add_products(const Block& block, const WeightBlock& weights, bool first) const {
     const int64_t rows = (weights.ic1 - weights.ic0) * plan_.chunks, columns = weights.columns;
-    const int64_t steps = (block.n1 - block.n0) * block.quads();
+    const int64_t steps = (block.n1 - block.n0) * block.patches();
     for (int64_t row = 0; row < rows; ++row) {
       row_offset_[row] = row / plan_.chunks * panel_channel() + row % plan_.chunks * p_.dilation;
     }
     for (int64_t step = 0; step < steps; ++step) {
-      a_step_[step] = step / block.quads() * plan_.item_pitch + step % block.quads();
+      a_step_[step] = step / block.patches() * plan_.item_pitch + step % block.patches();
       b_step_[step] = step * columns;
     }
     const T zeros[kTileRows] = {};
@@ -146,7 +147,7 @@ class ToomCookWeightGradient : ToomCookPanel<kTaps> {
       const int64_t count = min_of(step, block.ic1 - ic);
       // panel[in_channel, tap][out_channel]
       for (int64_t row = (ic - block.ic0) * plan_.chunks; row < (ic + count - block.ic0) * plan_.chunks; ++row) {
-        const int64_t tap = row % plan_.chunks * 4;
+        const int64_t tap = row % plan_.chunks * kOutputs;
         T* to = panel_ + ((row / plan_.chunks - (ic - block.ic0)) * taps + tap) * columns;
         for (int64_t column = 0; column < columns; column += kLanes) {
           Vec<T> in[kPlanes], w[kTaps];

@@ -58,11 +58,17 @@ inline void zip(F32 even, F32 odd, F32* a, F32* b) {
   *a = {_mm256_permute2f128_ps(low, high, 0x20)};
   *b = {_mm256_permute2f128_ps(low, high, 0x31)};
 }
+inline void zip(F64 even, F64 odd, F64* a, F64* b) {
+  const __m256d low = _mm256_unpacklo_pd(even.v, odd.v), high = _mm256_unpackhi_pd(even.v, odd.v);
+  *a = {_mm256_permute2f128_pd(low, high, 0x20)};
+  *b = {_mm256_permute2f128_pd(low, high, 0x31)};
+}
 // The elements of a from the second on, then the first of b.
 inline F32 shift_in(F32 a, F32 b) {
   const __m256i middle = _mm256_castps_si256(_mm256_permute2f128_ps(a.v, b.v, 0x21));
   return {_mm256_castsi256_ps(_mm256_alignr_epi8(middle, _mm256_castps_si256(a.v), 4))};
 }
+inline F64 shift_in(F64 a, F64 b) { return {_mm256_shuffle_pd(a.v, _mm256_permute2f128_pd(a.v, b.v, 0x21), 0x5)}; }
 inline float sum(F32 a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));

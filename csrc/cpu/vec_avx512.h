@@ -113,6 +113,11 @@ inline void zip(F32 even, F32 odd, F32* a, F32* b) {
   *a = {_mm512_permutex2var_ps(even.v, first, odd.v)};
   *b = {_mm512_permutex2var_ps(even.v, _mm512_add_epi32(first, _mm512_set1_epi32(8)), odd.v)};
 }
+inline void zip(F64 even, F64 odd, F64* a, F64* b) {
+  const __m512i first = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+  *a = {_mm512_permutex2var_pd(even.v, first, odd.v)};
+  *b = {_mm512_permutex2var_pd(even.v, _mm512_add_epi64(first, _mm512_set1_epi64(4)), odd.v)};
+}
 // The elements of a from the second on, then the first of b.
 inline F32 shift_in(F32 a, F32 b) {
   const __m512i from_second = _mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);

@@ -56,8 +56,13 @@ inline void zip(F32 even, F32 odd, F32* a, F32* b) {
   *a = {Floats{even.v[0], odd.v[0], even.v[1], odd.v[1]}};
   *b = {Floats{even.v[2], odd.v[2], even.v[3], odd.v[3]}};
 }
+inline void zip(F64 even, F64 odd, F64* a, F64* b) {
+  *a = {Doubles{even.v[0], odd.v[0]}};
+  *b = {Doubles{even.v[1], odd.v[1]}};
+}
 // The elements of a from the second on, then the first of b.
 inline F32 shift_in(F32 a, F32 b) { return {Floats{a.v[1], a.v[2], a.v[3], b.v[0]}}; }
+inline F64 shift_in(F64 a, F64 b) { return {Doubles{a.v[1], b.v[0]}}; }
 inline float sum(F32 a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 inline double sum(F64 a) { return a.v[0] + a.v[1]; }
 

@@ -87,7 +87,13 @@ class DenormalWatch {
   }
 };
 
-constexpr Family kIndirect[] = {Family::kFft, Family::kToomCook, Family::kAmx};
+// What computes a layer beside the direct kernels. Toom-Cook's algorithm has two forms.
+struct Indirect {
+  Family family;
+  bool reduced_precision = false;
+};
+constexpr Indirect kIndirect[] = {
+    {Family::kFft}, {Family::kToomCook, false}, {Family::kToomCook, true}, {Family::kAmx}};
 
 template <class T>
 class Layer {
@@ -100,17 +106,21 @@ class Layer {
 
   Plan plan(Op op) const { return make_plan(op, p, kernels_.sizes, tile_, cache); }
   FftPlan fft_plan(Op op) const { return make_fft_plan(op, p, kernels_.sizes, tile_, cache, Use::kWherePossible); }
-  ToomCookPlan toom_cook_plan(Op op) const {
-    return make_toom_cook_plan(op, p, kernels_.sizes, tile_, cache, Use::kWherePossible);
+  ToomCookPlan toom_cook_plan(Op op, bool reduced_precision) const {
+    return make_toom_cook_plan(op, p, kernels_.sizes, tile_, cache, Use::kWherePossible, reduced_precision);
   }
 
   AmxPlan amx_plan(Op op) const { return make_amx_plan(op, p, kernels_.sizes, tile_, cache, Use::kWherePossible); }
 
   // Whether the algorithm has the layer, and there is time for it: Fourier transforms are long beside shapes as small
   // as these, and tiny caches make hundreds of passes (tests/test_fft.py has all of them).
-  bool tests(Family family, Op op) const {
-    if (family == Family::kToomCook) return toom_cook_plan(op).taps > 0;
-    if (family == Family::kAmx) return amx_plan(op).pieces > 0;
+  bool tests(Indirect by, Op op) const {
+    if (by.family == Family::kToomCook) {
+      const int64_t outputs = by.reduced_precision ? 4 : 2;
+      const ToomCookPlan plan = toom_cook_plan(op, by.reduced_precision);
+      return plan.taps > 0 && plan.outputs == outputs;
+    }
+    if (by.family == Family::kAmx) return amx_plan(op).pieces > 0;
     const FftPlan plan = fft_plan(op);
     const int64_t blocks = p.batch * plan.phases * plan.blocks, rows = plan.source_rows + plan.result_rows;
     const int64_t transforms = p.groups * (plan.source_rows * plan.result_rows + blocks * rows);
@@ -172,7 +182,7 @@ class Layer {
   }
 
   // The same by another algorithm, one that tests() has. Padding modes: not the padding's share of the input gradient.
-  void indirect(Family family, Op op, Fenced<T>& result, const Deal& deal) {
+  void indirect(Indirect by, Op op, Fenced<T>& result, const Deal& deal) {
     Operands operands{input.data(), weight.data(), bias.data(), result.data()};
     if (op == Op::kBackwardInput) {
       operands = {output.data(), weight.data(), nullptr, result.data()};
@@ -181,11 +191,11 @@ class Layer {
     if (op == Op::kBackwardWeight) operands = {input.data(), output.data(), nullptr, result.data()};
     Fenced<uint8_t> alarms(std::max<int64_t>(p.batch, 1), flush);
     std::fill(alarms.begin(), alarms.end(), uint8_t{0});
-    if (family == Family::kFft) {
+    if (by.family == Family::kFft) {
       run_fft(op, operands, alarms.data(), result, deal);
-    } else if (family == Family::kToomCook) {
-      const ToomCookPlan plan = toom_cook_plan(op);
-      run_tiled(op, p, plan, kernels_.toom_cook[plan.taps - 2], operands, alarms.data(), result, deal);
+    } else if (by.family == Family::kToomCook) {
+      const ToomCookPlan plan = toom_cook_plan(op, by.reduced_precision);
+      run_tiled(op, p, plan, toom_cook_kernels(kernels_, plan), operands, alarms.data(), result, deal);
     } else if (op == Op::kBackwardInput && p.stride > 1) {
       run_amx_by_class(operands, alarms.data(), result, deal);
     } else {

@@ -154,12 +154,13 @@ void test_layer(Layer<T>& layer, const ExactResults& exact) {
 
 // Errors of the Fourier transform are relative to the norm of a whole block. They grow with the root of the number of
 // roundings: three for each of 2 * 18 levels, and one for each source row that is added up. Those of Toom-Cook's
-// algorithm are some times larger than those of the sums (backends.py), and the matrix unit's are as large.
+// algorithm are some times larger than those of the sums at reduced precision (backends.py), else as large, and so are
+// the matrix unit's.
 template <class T>
-void check_indirect(Layer<T>& layer, Family family, Op op, const std::vector<Exact>& exact) {
-  if (!layer.tests(family, op)) return;
+void check_indirect(Layer<T>& layer, Indirect by, Op op, const std::vector<Exact>& exact) {
+  if (!layer.tests(by, op)) return;
   Fenced<T> result(exact.size(), layer.flush);
-  layer.indirect(family, op, result, in_three_ranges);
+  layer.indirect(by, op, result, in_three_ranges);
   double largest = 0, error = 0, terms = 0;
   for (int64_t i = 0; i < result.size(); ++i) {
     const double e = std::abs(widen(result[i]) - exact[i].sum);
@@ -175,7 +176,7 @@ void check_indirect(Layer<T>& layer, Family family, Op op, const std::vector<Exa
   const char* const names[] = {"direct", "FFT", "Toom-Cook", "matrix unit"};
   std::fprintf(
       stderr, "operator %d by %s, %d-byte type: off by %g of %g%s: N=%d C_in=%d L_in=%d C_out=%d K=%d stride=%d%s%s\n",
-      int(op), names[int(family)], int(sizeof(T)), error, largest, intact ? "" : ", fence broken", int(p.batch),
+      int(op), names[int(by.family)], int(sizeof(T)), error, largest, intact ? "" : ", fence broken", int(p.batch),
       int(p.in_channels), int(p.in_length), int(p.out_channels), int(p.kernel_size), int(p.stride),
       p.input.channel == 1 ? ", channels last" : "", layer.cache.l2 < CacheSizes{}.l2 ? ", tiny blocks" : "");
 }
@@ -186,12 +187,12 @@ void test_indirect(Layer<T>& layer, const ExactResults& exact) {
   for (int64_t o = 0; o < layer.output.size(); ++o) {
     output[o].add(widen(layer.bias[o / layer.p.output.channel % layer.p.out_channels]));
   }
-  for (const Family family : kIndirect) {
-    check_indirect(layer, family, Op::kForward, output);
+  for (const Indirect by : kIndirect) {
+    check_indirect(layer, by, Op::kForward, output);
     if (layer.p.padding_mode == PaddingMode::kZeros) {
-      check_indirect(layer, family, Op::kBackwardInput, exact.grad_input);
+      check_indirect(layer, by, Op::kBackwardInput, exact.grad_input);
     }
-    check_indirect(layer, family, Op::kBackwardWeight, exact.grad_weight);
+    check_indirect(layer, by, Op::kBackwardWeight, exact.grad_weight);
   }
 }
 
@@ -263,7 +264,7 @@ int main(int argc, char** argv) {
               // One flush each: it takes long.
               if (!accumulate && (flush == Flush::kEnd) == channels_last) test_indirect(layer, exact);
               for (const Op op : {Op::kForward, Op::kBackwardInput, Op::kBackwardWeight}) {
-                plans.push_back({op, layer.plan(op), tile_columns, layer.tests(Family::kAmx, op)});
+                plans.push_back({op, layer.plan(op), tile_columns, layer.tests({Family::kAmx}, op)});
               }
             }
           }

@@ -58,10 +58,11 @@ void on_threads(int64_t count, Memory, const Units& units) {
 
 #ifdef __SANITIZE_THREAD__  // the other proof needs no sanitizer, and time
 const Deal kDeals[] = {on_threads};
-const std::vector<Family> kFamilies{std::begin(kIndirect), std::end(kIndirect)};
+const std::vector<Indirect> kTested{std::begin(kIndirect), std::end(kIndirect)};
 #else
 const Deal kDeals[] = {on_threads, each_alone};
-const std::vector<Family> kFamilies{Family::kAmx};  // of the transforms each unit alone takes long: much scratch memory
+// Of the transforms each unit alone takes long: much scratch memory.
+const std::vector<Indirect> kTested{{Family::kAmx}};
 #endif
 
 // `direct`: the direct kernels are tested, too.
@@ -90,9 +91,9 @@ void test_layer(Layer<T>& layer, bool direct) {
     check(&Layer<T>::backward_bias, layer.bias.size());
   }
   const auto check_indirect = [&](Op op, int64_t size) {
-    for (const Family family : kFamilies) {
-      const auto run = [&](Fenced<T>& result, const Deal& deal) { layer.indirect(family, op, result, deal); };
-      if (layer.tests(family, op)) check_run(run, size);
+    for (const Indirect by : kTested) {
+      const auto run = [&](Fenced<T>& result, const Deal& deal) { layer.indirect(by, op, result, deal); };
+      if (layer.tests(by, op)) check_run(run, size);
     }
   };
   check_indirect(Op::kForward, layer.output.size());
