@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import conv1d_ext
 from conv1d_ext import _C
 
-DENSE = "amx" if _C.isa() == "amx" else "panel"
+DENSE = "amx" if _C.isa() == "amx" else "toom-cook"
 
 
 def explained(capsys: pytest.CaptureFixture, layer: torch.nn.Conv1d, shape: list[int]) -> dict[str, list[str]]:

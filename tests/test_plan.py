@@ -31,9 +31,9 @@ LAYERS = {
 
 
 @pytest.fixture(autouse=True)
-def _without_matrix_unit() -> Iterator[None]:
-    """Whose plans are in test_amx.py."""
-    with cpu.flags(allow_amx=False):
+def _without_others() -> Iterator[None]:
+    """The matrix unit and Toom-Cook's algorithm, whose plans are in test_amx.py and test_toom_cook.py."""
+    with cpu.flags(allow_amx=False, allow_toom_cook=False):
         yield
 
 

@@ -122,7 +122,8 @@ struct PanelPlanner : Planner {
     // fewer positions. The other way round where all weights are packed, so that few positions only have a price if a
     // panel's elements have little use for the time that copying their bytes takes.
     const bool short_runs = all_packed && rows * taps > 2 * tile.lanes * sizes.accumulate;
-    plan.part_channels = balanced_block(channels, kLongestPart / plan.tap_block, 1);
+    const int64_t longest_part = same_type ? kLongestPart : kLongestPartOf16Bits;
+    plan.part_channels = balanced_block(channels, longest_part / plan.tap_block, 1);
     const auto shorten = [&](int64_t block_channels, int64_t least) {
       while (volume(std::min(channels, block_channels)) > panel_budget && plan.position_block > least) {
         plan.position_block = whole_tiles(length, plan.position_block - tile_columns);

@@ -68,7 +68,8 @@ class ToomCookConv : ToomCookPanel<Transform> {
       const int64_t last =
           min_of(min_of(args_.first_tile + args_.tile_count, (group + 1) * plan_.row_tiles), first + (end - unit));
       unit += last - first;
-      const Block next = block_at(min_of(block + 1, plan_.units - 1), group);
+      const int64_t next_group = (args_.first_tile + unit % args_.tile_count) / plan_.row_tiles;
+      const Block next = block_at(min_of(unit / args_.tile_count, plan_.units - 1), next_group);
       compute(block_at(block, group), unit < end ? &next : nullptr, first, last);
     }
   }

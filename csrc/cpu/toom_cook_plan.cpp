@@ -118,8 +118,7 @@ struct ToomCookPlanner {
     if (!fits(limit + halo(plan))) limit = outputs == 2 ? tile_columns : tile_columns * 4 / 3;
     choose_patches(plan, std::max(limit, halo(plan)), fits);
     const int64_t most_channels = budget / (plan.planes * (plan.patch_block + halo(plan)));
-    plan.part_channels =
-        balanced_block(channels, std::min(most_channels, std::max<int64_t>(1, longest_part / plan.chunks)), 1);
+    plan.part_channels = balanced_block(channels, std::min(most_channels, longest_part / plan.chunks), 1);
     const int64_t channel_elements = plan.planes * plan.panel_width;
     const int64_t parts = budget / channel_elements / plan.part_channels;
     // The panel's rows are a little longer than the patches in it, so that a whole one may take a little more.
