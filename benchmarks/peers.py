@@ -20,7 +20,7 @@ Engine = Callable[[int], Any]
 OURS = "conv1d_ext"
 # conv1d_ext with other switches than it has by default.
 VARIANTS = {
-    "direct": {"allow_fft": False, "allow_toom_cook": False},
+    "direct": {"allow_fft": False, "allow_toom_cook": False, "allow_amx": False},
     "reduced-precision": {"allow_reduced_precision": True},
 }
 PEERS = ("torch", *VARIANTS, "torch.compile", "onnxruntime", "openvino")

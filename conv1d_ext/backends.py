@@ -36,7 +36,7 @@ class _Cpu:
 
     @property
     def allow_toom_cook(self) -> bool:
-        """Whether layers that are faster through Toom-Cook's (Winograd's) algorithm go through it. True unless it is set.
+        """Whether layers that are faster through Toom-Cook's (Winograd's) algorithm go through it. True unless set.
 
         In float32 and float64, for layers of stride 1 and kernels of 2 to 128 taps; `explain` says for which layer. It
         computes two outputs at a time, from the inputs that direct sums of theirs have; its error is that of direct
@@ -53,8 +53,9 @@ class _Cpu:
         """Whether Toom-Cook's algorithm may compute four float32 outputs at a time. False unless it is set.
 
         Which is faster still, with errors of 1.5 to 5 times those of direct sums (some 1e-6 of the norm), hundreds of
-        times below TF32's. It also does while ``torch.backends.mkldnn.conv.fp32_precision`` is ``"tf32"`` or
-        ``"bf16"``, whatever is set here.
+        times below TF32's. Torch's own switch allows it as well, while
+        ``torch.backends.mkldnn.conv.fp32_precision`` is ``"tf32"`` or ``"bf16"``. Without `allow_toom_cook` neither
+        does.
         """
         return _C.reduced_precision()
 

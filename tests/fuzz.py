@@ -208,7 +208,7 @@ def setting(example: Example) -> Iterator[None]:
     _C.set_isa(example.isa if example.isa in _C.supported_isas() else "portable")
     _C.set_cache_sizes(*example.caches)
     try:
-        with cpu.flags(allow_fft=False, allow_toom_cook=False, allow_amx=False):  # not exact on integers
+        with cpu.flags(allow_fft=False, allow_toom_cook=False, allow_amx=False):  # not always exact on integers
             yield
     finally:
         _C.set_isa(before[0])

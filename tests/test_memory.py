@@ -27,6 +27,7 @@ def peak_above(run):
 
 torch.set_num_threads(int(sys.argv[1]))
 conv1d_ext.backends.cpu.allow_fft = False
+conv1d_ext.backends.cpu.allow_toom_cook = sys.argv[2] == "True"
 for mode in ("zeros", "reflect", "replicate", "circular"):
     for channels, kernel_size, groups, length in ((16, 9, 1, 1_000_000), (512, 3, 1, 20_000), (256, 4, 256, 60_000)):
         layer = conv1d_ext.Conv1d(channels, channels, kernel_size, padding=3, padding_mode=mode, groups=groups)
@@ -43,8 +44,9 @@ for mode in ("zeros", "reflect", "replicate", "circular"):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_direct_kernels_take_at_most_4_mib_per_thread(threads: int) -> None:
-    command = [sys.executable, "-c", PEAK, str(threads)]
+@pytest.mark.parametrize("toom_cook", [False, True], ids=["direct", "toom-cook"])
+def test_at_most_4_mib_per_thread_are_taken(threads: int, toom_cook: bool) -> None:
+    command = [sys.executable, "-c", PEAK, str(threads), str(toom_cook)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     # A MiB for Python, and for what malloc keeps of earlier tensors.
     assert [peak for peak in map(int, printed.split()) if peak > (4 * threads + 1) << 20] == []

@@ -71,6 +71,16 @@ def test_memory_is_bounded_whatever_the_kernel(
         assert this["scratch_bytes"] + this["partial_bytes"] + this["packed_bytes"] <= 4 << 20
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dilation", [2, 128, 512])
+@pytest.mark.parametrize("op", OPS)
+def test_memory_is_bounded_with_many_channels_and_a_dilation(op: str, dilation: int, dtype: str) -> None:
+    for channels in (64, 256, 512, 1024):
+        shape = {"batch": 1, "in_channels": channels, "in_length": 10_000, "out_channels": channels}
+        this = _C.plan(op, dtype, **shape, kernel_size=3, dilation=dilation)
+        assert this["scratch_bytes"] + this["partial_bytes"] + this["packed_bytes"] <= 4 << 20
+
+
 @pytest.mark.parametrize("in_length", [70_000, 100_000, 65_100])
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("op", OPS[:2])

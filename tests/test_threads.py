@@ -14,6 +14,7 @@ from cases import CASES as SMALL_CASES
 from cases import Case, make_operands
 
 import conv1d_ext
+from conv1d_ext.backends import cpu
 
 OPS = torch.ops.conv1d_ext
 # Each large enough for several threads: many positions, channels, groups; long sums over batch and positions.
@@ -29,6 +30,13 @@ CASES = [
     Case(3, 500, 210, 560, 3, padding=(1, 1)),
     Case(3, 500, 410, 560, 3, stride=2),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _without_toom_cook() -> Iterator[None]:
+    """Whose bits are in test_toom_cook.py."""
+    with cpu.flags(allow_toom_cook=False):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,7 @@ void backward_weight(
 }
 
 template <class T, int kOutputs, int kTaps>
-constexpr ToomCookKernels toom_cook_kernels() {
+constexpr ToomCookKernels kernels_of_toom_cook() {
   using Transform = ToomCook<T, kOutputs, kTaps>;
   return tiled_kernels<ToomCookPlan, ToomCookConv<Transform>, ToomCookWeightGradient<Transform>>();
 }
@@ -101,14 +101,14 @@ constexpr KernelSet kernel_set() {
       {}};
   if constexpr (kStoredAsComputed<Storage>) {
     set.fft = fft_kernels<Storage>();
-    set.toom_cook_pair[0] = toom_cook_kernels<Storage, 2, 2>();
-    set.toom_cook_pair[1] = toom_cook_kernels<Storage, 2, 3>();
-  }
-  if constexpr (kStoredAsComputed<Storage> && sizeof(Storage) == sizeof(float)) {
-    set.toom_cook_quad[0] = toom_cook_kernels<Storage, 4, 2>();
-    set.toom_cook_quad[1] = toom_cook_kernels<Storage, 4, 3>();
-    set.toom_cook_quad[2] = toom_cook_kernels<Storage, 4, 4>();
-    set.toom_cook_quad[3] = toom_cook_kernels<Storage, 4, 5>();
+    set.toom_cook_pair[0] = kernels_of_toom_cook<Storage, 2, 2>();
+    set.toom_cook_pair[1] = kernels_of_toom_cook<Storage, 2, 3>();
+    if constexpr (sizeof(Storage) == sizeof(float)) {
+      set.toom_cook_quad[0] = kernels_of_toom_cook<Storage, 4, 2>();
+      set.toom_cook_quad[1] = kernels_of_toom_cook<Storage, 4, 3>();
+      set.toom_cook_quad[2] = kernels_of_toom_cook<Storage, 4, 4>();
+      set.toom_cook_quad[3] = kernels_of_toom_cook<Storage, 4, 5>();
+    }
   }
   return set;
 }

@@ -92,8 +92,6 @@ struct Plan {
 // outputs were up to 2.5 times torch's, with 128 up to 1.8 times, at the price of 2 % of the time
 // (benchmarks/NOTES.md).
 constexpr int64_t kLongestPart = 128;
-// Of float16 and bfloat16, whose results are rounded to 2^-11 and 2^-8 in the end, where that pays.
-constexpr int64_t kLongestPartOf16Bits = 512;
 
 // Elements that packing a tile's weights may write behind them, and tiles that are packed together at most.
 constexpr int64_t kPackSlack = 8, kMostPackTiles = 32;

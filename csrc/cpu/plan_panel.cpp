@@ -108,12 +108,11 @@ struct PanelPlanner : Planner {
     // and must not depend on the batch.
     plan.tap_block = taps;
     const auto enough_positions = [&] { return std::max(2 * tile_columns, halo(plan.tap_block, phases, shift)); };
-    while (plan.tap_block > 1 &&
-           std::min(phases, plan.tap_block) * (std::min(round_up(length, tile.lanes), enough_positions()) +
-                                               halo(plan.tap_block, phases, shift) + spread) >
-               panel_budget) {
-      plan.tap_block = ceil_div(plan.tap_block, 2);
-    }
+    const auto least_row = [&] {  // of the panel, elements
+      return std::min(phases, plan.tap_block) * (std::min(round_up(length, tile.lanes), enough_positions()) +
+                                                 halo(plan.tap_block, phases, shift) + spread);
+    };
+    while (plan.tap_block > 1 && least_row() > panel_budget) plan.tap_block = ceil_div(plan.tap_block, 2);
     const auto volume = [&](int64_t block_channels) {
       return block_channels * std::min(phases, plan.tap_block) *
              (plan.position_block + halo(plan.tap_block, phases, shift) + spread);
@@ -122,8 +121,13 @@ struct PanelPlanner : Planner {
     // fewer positions. The other way round where all weights are packed, so that few positions only have a price if a
     // panel's elements have little use for the time that copying their bytes takes.
     const bool short_runs = all_packed && rows * taps > 2 * tile.lanes * sizes.accumulate;
-    const int64_t longest_part = same_type ? kLongestPart : kLongestPartOf16Bits;
-    plan.part_channels = balanced_block(channels, longest_part / plan.tap_block, 1);
+    plan.part_channels = balanced_block(channels, kLongestPart / plan.tap_block, 1);
+    // Results of 16 bits are rounded to 2^-8 or 2^-11 in the end: parts are longer where panel and weights have room.
+    if (!same_type) {
+      const int64_t longer = balanced_block(channels, 2 * kLongestPart / plan.tap_block, 1);
+      const int64_t weights = kMostPackTiles * tile.rows * plan.tap_block * sizes.pair;
+      if (longer * std::max(least_row(), weights) <= panel_budget) plan.part_channels = longer;
+    }
     const auto shorten = [&](int64_t block_channels, int64_t least) {
       while (volume(std::min(channels, block_channels)) > panel_budget && plan.position_block > least) {
         plan.position_block = whole_tiles(length, plan.position_block - tile_columns);

@@ -3,25 +3,31 @@
 namespace conv1d_ext {
 namespace {
 
+double batch_cycles(Op op, const ToomCookPlan& plan) {
+  return (op == Op::kBackwardWeight ? 1 : double(kTypicalBatch)) * plan.cycles;
+}
+
 // What tests ask for comes first, then what is estimated to be faster.
-Family choose_transform(const Plans& plans, Uses uses) {
-  if (plans.toom_cook.taps == 0) return plans.fft.length == 0 ? Family::kDirect : Family::kFft;
+Family choose_transform(Op op, const Plans& plans, Uses uses) {
+  // Beside the matrix unit pairs of outputs have not been measured.
+  const bool not_measured =
+      plans.amx.pieces > 0 && plans.toom_cook.outputs == 2 && uses.toom_cook != Use::kWherePossible;
+  if (plans.toom_cook.taps == 0 || not_measured) return plans.fft.length == 0 ? Family::kDirect : Family::kFft;
   if (plans.fft.length == 0 || uses.toom_cook == Use::kWherePossible) return Family::kToomCook;
   if (uses.fft == Use::kWherePossible) return Family::kFft;
-  // Where they are as fast, the one of the lesser error.
-  return plans.toom_cook.cycles < 0.95 * plans.fft.cycles ? Family::kToomCook : Family::kFft;
+  if (plans.toom_cook.cycles >= 0.95 * plans.fft.cycles) return Family::kFft;
+  // Pairs of outputs must be faster in a batch, too, whose items share the spectra of weights.
+  const bool faster = plans.toom_cook.outputs == 4 || batch_cycles(op, plans.toom_cook) < plans.fft.batch_cycles;
+  return faster ? Family::kToomCook : Family::kFft;
 }
 
 Family choose(Op op, const Plans& plans, Uses uses) {
-  const Family transform = choose_transform(plans, uses);
+  const Family transform = choose_transform(op, plans, uses);
   if (plans.amx.pieces == 0) return transform;
   if (uses.amx == Use::kWherePossible || transform == Family::kDirect) return Family::kAmx;
   const bool fft = transform == Family::kFft;
   if ((fft ? uses.fft : uses.toom_cook) == Use::kWherePossible) return transform;
-  // Beside the unit pairs have not been measured.
-  if (!fft && plans.toom_cook.outputs == 2) return Family::kAmx;
-  const int64_t batch = op == Op::kBackwardWeight ? 1 : kTypicalBatch;
-  const double cycles = fft ? plans.fft.batch_cycles : double(batch) * plans.toom_cook.cycles;
+  const double cycles = fft ? plans.fft.batch_cycles : batch_cycles(op, plans.toom_cook);
   return cycles < plans.amx.batch_cycles ? transform : Family::kAmx;
 }
 

@@ -115,14 +115,15 @@ class ToomCookConv : ToomCookPanel<Transform> {
     return rows * ceil_div(columns_of(block), kLanes) * kPlanes * channels * plan_.chunks;
   }
 
+  bool fetches_results() const { return view_.result.position == 1; }
+
   // Rows of a block's next panel, from a channel on; of several batch items those of the first.
   NextRows source_rows(const Block& block, int64_t channel, int64_t work) const {
     if (view_.source.position != 1) return {};
-    const int64_t start = kOutputs * block.u0 - view_.left, end = start + kOutputs * (block.patches() + this->halo());
-    const int64_t begin = max_of(start, 0), channels = min_of(plan_.channel_block, view_.channels - channel);
+    const auto reach = this->source_reach(block);
     return {
-        source_row(block, block.n0, channel) + begin, view_.source.channel, channels,
-        min_of(end, view_.source_length) - begin, work};
+        source_row(block, block.n0, channel) + reach.begin, view_.source.channel,
+        min_of(plan_.channel_block, view_.channels - channel), reach.end - reach.begin, work};
   }
 
   // Row tiles [tile0, tile1) of a block, all of its group. Meanwhile what is read next is fetched, in the end what the
@@ -139,10 +140,10 @@ class ToomCookConv : ToomCookPanel<Transform> {
         const bool last = channel_end == view_.channels;
         const Block* following = !last || end < tile1 ? &block : next;
         const int64_t row_count = row_tile(end - 1).first + row_tile(end - 1).rows - row_tile(tile).first;
+        // While the last channels are multiplied, the first half of the work is each tile's results'.
+        const int64_t work = this->work(block, row_count, channel_end - channel) / (last && fetches_results() ? 2 : 1);
         NextRows rows =
-            following == nullptr
-                ? NextRows{}
-                : source_rows(*following, last ? 0 : channel_end, work(block, row_count, channel_end - channel));
+            following == nullptr ? NextRows{} : source_rows(*following, last ? 0 : channel_end, max_of(work, 1));
         for (int64_t i = tile; i < end; ++i) {
           T* sums = sums_of(whole ? 0 : i - tile);
           multiply(block, row_tile(i), sums, channel, channel_end, rows);
@@ -166,11 +167,11 @@ class ToomCookConv : ToomCookPanel<Transform> {
     // By tiles of columns, whose sums for all planes stay in the L1 cache.
     const int64_t columns = columns_of(block);
     NextRows results;
-    if (channel1 == view_.channels && view_.result.position == 1) {
+    if (channel1 == view_.channels && fetches_results()) {
       const int64_t begin = kOutputs * block.u0, end = min_of(kOutputs * block.u1, view_.result_length);
       results = {
           result_row(block, block.n0, rows.first) + begin, view_.result.channel, rows.rows, end - begin,
-          work(block, rows.rows, channel1 - channel0) / 2};
+          work(block, rows.rows, channel1 - channel0) / 2};  // at least one: there are three planes
     }
     const int64_t vectors = ceil_div(columns, kLanes), tiles = ceil_div(vectors, max_vectors(kTileRows));
     for (int64_t i = 0; i < tiles; ++i) {
@@ -199,7 +200,7 @@ class ToomCookConv : ToomCookPanel<Transform> {
       for (int64_t i = 0; i < columns; i += kLanes) {
         Vec<T> in[kPlanes], out[kOutputs];
 #pragma GCC unroll 8
-        for (int p = 0; p < kPlanes; ++p) in[p] = load(sums + p * plane + i);
+        for (int p = 0; p < kPlanes; ++p) in[p] = load_lanes(sums + p * plane + i, min_of(kLanes, columns - i));
         Transform::invert(in, out);
 #pragma GCC unroll 4
         for (int j = 0; j < kOutputs; ++j) store(sums + j * plane + i, add(out[j], add_to));

@@ -4,8 +4,8 @@
 // transform w, multiply number by number, transform back. All transforms are linear, so sums over channels (and over
 // chunks of taps) are taken of the products, and only what they add up to is transformed back.
 //
-// Two classes have the transforms, with the numbers in the order of planes: of pairs of sums, which are as precise as
-// direct ones, and of quads, which are faster and not as precise.
+// The transforms have their numbers in the order of planes. Those of two sums are as precise as direct ones, those of
+// four faster, and not as precise.
 #pragma once
 
 namespace conv1d_ext {
@@ -95,15 +95,15 @@ class ToomCook<Number, 2, 3> {
 // channels of normal numbers): 3e-7 and 5e-7 of the norm for 2 taps, 4e-7 and 6e-7 for 3, 5e-7 and 1.0e-6 for 4,
 // 7e-7 and 1.3e-6 for 5. With the customary 1, 2, 1/2, ... it is 1.2 to 1.6 times as much.
 template <int kTaps>
-constexpr double kToomCookPairs[] = {0};
+constexpr double kToomCookPoints[] = {0};
 template <>
-constexpr double kToomCookPairs<2>[] = {0.5, 1.25};
+constexpr double kToomCookPoints<2>[] = {0.5, 1.25};
 template <>
-constexpr double kToomCookPairs<3>[] = {0.625, 1.5};
+constexpr double kToomCookPoints<3>[] = {0.625, 1.5};
 template <>
-constexpr double kToomCookPairs<4>[] = {0.25, 0.75, 2};
+constexpr double kToomCookPoints<4>[] = {0.25, 0.75, 2};
 template <>
-constexpr double kToomCookPairs<5>[] = {0.5, 1, 2};
+constexpr double kToomCookPoints<5>[] = {0.5, 1, 2};
 
 // Planes: a, -a for each pair, 0, infinity.
 template <class Number, int kR>
@@ -211,7 +211,7 @@ class ToomCook<Number, 4, kR> {
 
   static constexpr Constants constants() {
     Constants c{};
-    const auto& points = kToomCookPairs<kTaps>;
+    const auto& points = kToomCookPoints<kTaps>;
     // The coefficients of the product of (x^2 - b^2) for all pairs but `omitted`.
     const auto product = [&](int omitted, double (&coefficient)[kPairs + 1]) {
       for (double& value : coefficient) value = 0;

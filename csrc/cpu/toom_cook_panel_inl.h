@@ -49,9 +49,18 @@ class ToomCookPanel {
 
   void fill_panel(const Block& block, int64_t channel0, int64_t channel1) const {
     const int64_t count = block.patches() + halo();
+    // Whole vectors are read: what is behind the last one that is stored must only be numbers.
+    const int64_t items_before = (block.n1 - block.n0 - 1) * plan_.item_pitch;
+    const int64_t stored = items_before + round_up(count, kLanes);
+    const int64_t behind = halo() + round_up(items_before + block.patches(), kLanes) - stored;
     for (int64_t channel = channel0; channel < channel1; ++channel) {
       prefetch_source(block, min_of(channel + 2, channel1 - 1));
       T* to = panel_ + (channel - channel0) * panel_channel();
+      for (int64_t plane = 0; plane < kPlanes; ++plane) {
+        for (int64_t i = 0; i < behind; i += kLanes) {
+          store_lanes(to + plane * plan_.panel_width + stored + i, broadcast(T{0}), min_of(kLanes, behind - i));
+        }
+      }
       for (int64_t n = block.n0; n < block.n1; ++n, to += plan_.item_pitch) {
         const Row<T> row{source_row(block, n, channel), view_.source.position, view_.source_length, view_.padding_mode};
         if (p_.dilation == 1) {
@@ -152,10 +161,18 @@ class ToomCookPanel {
     constexpr int64_t kLine = 64 / sizeof(T);
     for (int64_t i = begin; i < end; i += kLine) __builtin_prefetch(row + i);
   }
+  // The positions of a row that a block reads, of those that lie side by side, more or less.
+  struct Reach {
+    int64_t begin, end;
+  };
+  Reach source_reach(const Block& block) const {
+    const int64_t start = kOutputs * block.u0 - view_.left;
+    return {max_of(start, 0), min_of(start + kOutputs * (block.patches() + halo()), view_.source_length)};
+  }
   void prefetch_source(const Block& block, int64_t channel) const {
     if (view_.source.position != 1) return;
-    const int64_t start = kOutputs * block.u0 - view_.left, end = start + kOutputs * (block.patches() + halo());
-    prefetch(source_row(block, block.n0, channel), max_of(start, 0), min_of(end, view_.source_length));
+    const Reach reach = source_reach(block);
+    prefetch(source_row(block, block.n0, channel), reach.begin, reach.end);
   }
 
   void raise_alarm(int64_t index) const { __atomic_store_n(args_.alarms + index, uint8_t{1}, __ATOMIC_RELAXED); }

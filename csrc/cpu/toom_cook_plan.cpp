@@ -168,7 +168,7 @@ struct ToomCookPlanner {
     plan.out_block = balanced_block(rows, std::max(tile_columns, side), tile.lanes);
     plan.channel_block = balanced_block(channels, sums / (plan.planes * plan.chunks * plan.out_block), 1);
     const int64_t l1_patches = cache.l1 * 3 / 4 / element / std::min(plan.out_block, tile_columns);
-    plan.reduction_block = std::clamp<int64_t>(l1_patches, 32, longest_part);
+    plan.reduction_block = std::max<int64_t>(32, outputs == 2 ? std::min(l1_patches, longest_part) : l1_patches);
     const auto fits = [&](int64_t patches) {
       return plan.planes * (plan.channel_block * patches + plan.out_block * patches) <= l2 / 2;
     };

@@ -173,7 +173,8 @@ void check_indirect(Layer<T>& layer, Indirect by, Op op, const std::vector<Exact
   if (error <= ((12 + 2 * std::sqrt(terms)) * kAdd + kStorageEpsilon<T>)*largest && intact) return;
   ++failures();
   const Conv1dProblem& p = layer.p;
-  const char* const names[] = {"direct", "FFT", "Toom-Cook", "matrix unit"};
+  const char* const names[] = {
+      "direct", "FFT", by.reduced_precision ? "Toom-Cook of four" : "Toom-Cook", "matrix unit"};
   std::fprintf(
       stderr, "operator %d by %s, %d-byte type: off by %g of %g%s: N=%d C_in=%d L_in=%d C_out=%d K=%d stride=%d%s%s\n",
       int(op), names[int(by.family)], int(sizeof(T)), error, largest, intact ? "" : ", fence broken", int(p.batch),
