@@ -102,10 +102,10 @@ struct ToomCookPlanner {
     const double transform = outputs == 4 ? 70 : small_tile ? 90 : 60;
     return p.dilation == 1 ? transform : near ? 60 + 24.0 * tile.lanes / p.dilation : 200;
   }
-  // Sums of a pair's short parts are added up more often; sums that are left for other channels wait for memory.
-  double product_cost(bool whole) const {
+  // Sums of a pair's short parts are added up more often. `filled_once`: a block's panel, of all channels.
+  double product_cost(bool filled_once) const {
     if (outputs == 4) return 1.08;
-    return !whole ? 1.25 : small_tile ? 1.2 : 1.08;
+    return !filled_once ? 1.25 : small_tile ? 1.2 : 1.08;
   }
 
   void plan_rows(ToomCookPlan& plan) const {
@@ -154,7 +154,7 @@ struct ToomCookPlanner {
                              : 0;
     // Weights are transposed on the way; backward_input has short pieces of them.
     const double weights_cost = op == Op::kBackwardInput ? 28 : 17;
-    const double product = product_cost(plan.channel_block >= channels);
+    const double product = product_cost(plan.channel_block >= channels && fills == 1);
     plan.cycles = edges + p.groups * (products * vectors(plan, 0) * product + products / tile.lanes * weights_cost +
                                       fills * channels * vectors(plan, halo(plan)) * patches_cost() +
                                       rows * vectors(plan, 0) * patches_cost());
