@@ -161,7 +161,7 @@ class ToomCookPanel {
     constexpr int64_t kLine = 64 / sizeof(T);
     for (int64_t i = begin; i < end; i += kLine) __builtin_prefetch(row + i);
   }
-  // The positions of a row that a block reads, of those that lie side by side, more or less.
+  // The positions of a row that a block reads, or, where dilations are longer than vectors, as many near them.
   struct Reach {
     int64_t begin, end;
   };
