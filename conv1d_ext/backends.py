@@ -39,8 +39,8 @@ class _Cpu:
         """Whether layers that are faster through Toom-Cook's (Winograd's) algorithm go through it. True unless set.
 
         In float32 and float64, for layers of stride 1 and kernels of 2 to 128 taps; `explain` says for which layer. It
-        computes two outputs at a time, from the inputs that direct sums of theirs have; its error is that of direct
-        sums, in the norm.
+        computes two outputs at a time, from the inputs that their taps lie on, those of taps that are zero among them;
+        its error is that of direct sums, in the norm.
         """
         return _C.toom_cook_use() != "never"
 

@@ -72,7 +72,7 @@ def test_memory_is_bounded_whatever_the_kernel(
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("dilation", [2, 128, 512])
+@pytest.mark.parametrize("dilation", [2, 128, 512, 2000, 4000])
 @pytest.mark.parametrize("op", OPS)
 def test_memory_is_bounded_with_many_channels_and_a_dilation(op: str, dilation: int, dtype: str) -> None:
     for channels in (64, 256, 512, 1024):

@@ -38,7 +38,7 @@ LARGE = [
 
 @pytest.fixture(autouse=True)
 def _without_matrix_unit() -> Iterator[None]:
-    """Which is faster than Toom-Cook's algorithm, where there is one."""
+    """Which takes layers before Toom-Cook's algorithm does, where there is one."""
     with cpu.flags(allow_amx=False):
         yield
 

@@ -121,7 +121,8 @@ struct PanelPlanner : Planner {
     // fewer positions. The other way round where all weights are packed, so that few positions only have a price if a
     // panel's elements have little use for the time that copying their bytes takes.
     const bool short_runs = all_packed && rows * taps > 2 * tile.lanes * sizes.accumulate;
-    plan.part_channels = balanced_block(channels, kLongestPart / plan.tap_block, 1);
+    const int64_t most_channels = std::max<int64_t>(1, panel_budget / least_row());
+    plan.part_channels = balanced_block(channels, std::min(most_channels, kLongestPart / plan.tap_block), 1);
     // Results of 16 bits are rounded to 2^-8 or 2^-11 in the end: parts are longer where panel and weights have room.
     if (!same_type) {
       const int64_t longer = balanced_block(channels, 2 * kLongestPart / plan.tap_block, 1);

@@ -89,9 +89,10 @@ struct ToomCookPlanner {
         int64_t{9} * 64 + elements * element + (2 * plan.step_table + plan.row_table) * int64_t{sizeof(int64_t)};
   }
 
-  // What follows counts vector FMAs, or the time of one, like fft_plan.cpp; the figures are measured on a Zen 4, whose
-  // FMAs of AVX2 take half as long (benchmarks/NOTES.md).
-  const bool small_tile = tile.accumulators < 16;
+  // What follows counts vector FMAs, or the time of one, like fft_plan.cpp; the figures are measured on a Zen 4
+  // (benchmarks/NOTES.md), whose FMAs of AVX2 take half as long as those of AVX-512. So do all of wide cores, which are
+  // taken to be alike.
+  const bool small_tile = tile.accumulators < 16, short_fmas = small_tile || wide_cores(cache);
 
   // Vectors of a row of patches, with what each block has more.
   double vectors(const ToomCookPlan& plan, int64_t more) const {
@@ -99,13 +100,13 @@ struct ToomCookPlanner {
   }
   // For a vector of patches: the transform, and the way between a tensor's row and its patches, by runs of `dilation`.
   double patches_cost() const {
-    const double transform = outputs == 4 ? 70 : small_tile ? 90 : 60;
+    const double transform = outputs == 4 ? 70 : short_fmas ? 90 : 60;
     return p.dilation == 1 ? transform : near ? 60 + 24.0 * tile.lanes / p.dilation : 200;
   }
   // Sums of a pair's short parts are added up more often. `filled_once`: a block's panel, of all channels.
   double product_cost(bool filled_once) const {
     if (outputs == 4) return 1.08;
-    return !filled_once ? 1.25 : small_tile ? 1.2 : 1.08;
+    return !filled_once ? 1.25 : short_fmas ? 1.2 : 1.08;
   }
 
   void plan_rows(ToomCookPlan& plan) const {
