@@ -120,13 +120,15 @@ struct KernelSet {
   void (*backward_bias)(const Conv1dProblem&, const BackwardBiasArgs&, int64_t begin, int64_t end);
 
   FftKernels fft;                     // of types that are computed as they are stored
-  ToomCookKernels toom_cook_pair[2];  // of these, too: plan.outputs = 2, plan.taps = 2, 3
-  ToomCookKernels toom_cook_quad[4];  // of float: plan.outputs = 4, plan.taps = 2..5
+  ToomCookKernels toom_cook_pairs[2];  // of these, too: plan.taps = 2, 3
+  ToomCookKernels toom_cook_pairs_of_pairs;
+  ToomCookKernels toom_cook_fours[4];  // of float: plan.taps = 2..5
   AmxKernels amx;                     // where sizes.pieces > 0
 };
 
 inline const ToomCookKernels& toom_cook_kernels(const KernelSet& set, const ToomCookPlan& plan) {
-  return (plan.outputs == 2 ? set.toom_cook_pair : set.toom_cook_quad)[plan.taps - 2];
+  if (plan.form == ToomCookForm::kPairsOfPairs) return set.toom_cook_pairs_of_pairs;
+  return (plan.form == ToomCookForm::kPairs ? set.toom_cook_pairs : set.toom_cook_fours)[plan.taps - 2];
 }
 
 struct KernelTable {

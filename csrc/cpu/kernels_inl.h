@@ -76,9 +76,8 @@ void backward_weight(
   }
 }
 
-template <class T, int kOutputs, int kTaps>
+template <class Transform>
 constexpr ToomCookKernels kernels_of_toom_cook() {
-  using Transform = ToomCook<T, kOutputs, kTaps>;
   return tiled_kernels<ToomCookPlan, ToomCookConv<Transform>, ToomCookWeightGradient<Transform>>();
 }
 
@@ -98,16 +97,18 @@ constexpr KernelSet kernel_set() {
       {},
       {},
       {},
+      {},
       {}};
   if constexpr (kStoredAsComputed<Storage>) {
     set.fft = fft_kernels<Storage>();
-    set.toom_cook_pair[0] = kernels_of_toom_cook<Storage, 2, 2>();
-    set.toom_cook_pair[1] = kernels_of_toom_cook<Storage, 2, 3>();
+    set.toom_cook_pairs[0] = kernels_of_toom_cook<ToomCook<Storage, 2, 2>>();
+    set.toom_cook_pairs[1] = kernels_of_toom_cook<ToomCook<Storage, 2, 3>>();
+    set.toom_cook_pairs_of_pairs = kernels_of_toom_cook<PairsOfPairs<Storage>>();
     if constexpr (sizeof(Storage) == sizeof(float)) {
-      set.toom_cook_quad[0] = kernels_of_toom_cook<Storage, 4, 2>();
-      set.toom_cook_quad[1] = kernels_of_toom_cook<Storage, 4, 3>();
-      set.toom_cook_quad[2] = kernels_of_toom_cook<Storage, 4, 4>();
-      set.toom_cook_quad[3] = kernels_of_toom_cook<Storage, 4, 5>();
+      set.toom_cook_fours[0] = kernels_of_toom_cook<ToomCook<Storage, 4, 2>>();
+      set.toom_cook_fours[1] = kernels_of_toom_cook<ToomCook<Storage, 4, 3>>();
+      set.toom_cook_fours[2] = kernels_of_toom_cook<ToomCook<Storage, 4, 4>>();
+      set.toom_cook_fours[3] = kernels_of_toom_cook<ToomCook<Storage, 4, 5>>();
     }
   }
   return set;

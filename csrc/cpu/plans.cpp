@@ -10,14 +10,14 @@ double batch_cycles(Op op, const ToomCookPlan& plan) {
 // What tests ask for comes first, then what is estimated to be faster.
 Family choose_transform(Op op, const Plans& plans, Uses uses) {
   // Beside the matrix unit pairs of outputs have not been measured.
-  const bool not_measured =
-      plans.amx.pieces > 0 && plans.toom_cook.outputs == 2 && uses.toom_cook != Use::kWherePossible;
+  const bool fours = plans.toom_cook.form == ToomCookForm::kFours;
+  const bool not_measured = plans.amx.pieces > 0 && !fours && uses.toom_cook != Use::kWherePossible;
   if (plans.toom_cook.taps == 0 || not_measured) return plans.fft.length == 0 ? Family::kDirect : Family::kFft;
   if (plans.fft.length == 0 || uses.toom_cook == Use::kWherePossible) return Family::kToomCook;
   if (uses.fft == Use::kWherePossible) return Family::kFft;
   if (plans.toom_cook.cycles >= 0.95 * plans.fft.cycles) return Family::kFft;
   // Pairs of outputs must be faster in a batch, too, whose items share the spectra of weights.
-  const bool faster = plans.toom_cook.outputs == 4 || batch_cycles(op, plans.toom_cook) < plans.fft.batch_cycles;
+  const bool faster = fours || batch_cycles(op, plans.toom_cook) < plans.fft.batch_cycles;
   return faster ? Family::kToomCook : Family::kFft;
 }
 

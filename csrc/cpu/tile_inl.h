@@ -72,6 +72,8 @@ struct Tile {
   const int64_t* b_step;
   bool exact;
   int64_t steps;
+  // Of a packed a: so many steps are added up by themselves at a time; 0: all of them.
+  int64_t part_steps;
   // c[row * c_row + column]; the sums are added to init[row], or to c where init is null.
   T* c;
   int64_t c_row;
@@ -85,14 +87,18 @@ struct Tile {
 // (Zen 5), not at 97 and 68 %.
 enum class Fetch { kNothing, kAheadOfA, kNextRows };
 
+// Where a isn't packed, the next rows are fetched after every so many steps. With runs of 8, 16, 32 and 64 steps, the
+// end of which is not always foreseen, weight gradients ran 0.89 to 1.33, 0.93 to 1.40, 0.95 to 1.44 and 0.91 to 1.36
+// times as fast as without; with no limit to a run's lines some 0.9.
+constexpr int64_t kFetchRun = 32, kMostFetchedLines = 16;
+
 // Adds a tile's sums to init or c; of the last vector of a row, where it isn't whole, `tail` lanes. A function for each
 // case: with branches for every vector AVX2's tiles of 64 steps took a tenth longer.
 template <bool kFromInit, bool kWhole, class T, int kRows, int kVectors>
 __attribute__((always_inline)) inline void add_sums(
-    const Tile<T>& tile, const Vec<T> (&sums)[kRows][kVectors], int64_t tail) {
+    const Tile<T>& tile, const Vec<T> (&sums)[kRows][kVectors], int64_t tail, const T* init) {
   T* c = tile.c;
   const int64_t c_row = tile.c_row;
-  const T* init = tile.init;
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r, c += c_row) {
 #pragma GCC unroll 16
@@ -114,11 +120,6 @@ __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
   constexpr int kLanes = Vec<T>::kLanes;
   const int64_t tail = tile.columns - (kVectors - 1) * kLanes;  // columns of the last vector, 1..kLanes
   Vec<T> acc[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = broadcast(T{0});
-  }
 
   // The sums come and go: they are fetched while the products are added up.
 #pragma GCC unroll 16
@@ -154,37 +155,47 @@ __attribute__((noinline)) void run_tile(const Tile<T>& tile) {
     }
     if (kPacked) a_packed += kRows;
   };
-  int64_t step = 0;
+  NextRows next;  // in registers, where a is packed; else those hold the rows' addresses
+  NextRows::Share share{};
   if constexpr (kFetch == Fetch::kNextRows) {
     const int64_t work = kRows * kVectors * tile.steps;
     if constexpr (kPacked) {
-      NextRows next = *tile.next;  // in registers
-      const NextRows::Share share = next.take_share(work, tile.steps, tile.steps);
-      for (; step < share.steps; ++step) {
+      next = *tile.next;
+      share = next.take_share(work, tile.steps, tile.steps);
+    } else {
+      share = tile.next->take_share(work, ceil_div(tile.steps, kFetchRun), kMostFetchedLines);
+    }
+  }
+  const bool whole = tail == kLanes;
+  const T* init = tile.init;
+  for (int64_t step = 0;;) {
+    const int64_t end = kPacked && tile.part_steps > 0 ? min_of(step + tile.part_steps, tile.steps) : tile.steps;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = broadcast(T{0});
+    }
+    if constexpr (kFetch == Fetch::kNextRows && kPacked) {
+      for (const int64_t last = min_of(share.steps, end); step < last; ++step) {
         next.fetch(share.lines);
         multiply(step);
       }
-      *tile.next = next;
-    } else {  // the registers hold the rows' addresses
-      // With runs of 8, 16, 32 and 64 steps, the end of which is not always foreseen, weight gradients ran 0.89
-      // to 1.33, 0.93 to 1.40, 0.95 to 1.44 and 0.91 to 1.36 times as fast as without; with no limit to a run's lines
-      // some 0.9.
-      constexpr int64_t kRun = 32, kMostLines = 16;
-      const NextRows::Share share = tile.next->take_share(work, ceil_div(tile.steps, kRun), kMostLines);
+    } else if constexpr (kFetch == Fetch::kNextRows) {
       for (int64_t run = 0; run < share.steps; ++run) {
         tile.next->fetch(share.lines);
-        for (const int64_t end = min_of(step + kRun, tile.steps); step < end; ++step) multiply(step);
+        for (const int64_t last = min_of(step + kFetchRun, end); step < last; ++step) multiply(step);
       }
     }
+    for (; step < end; ++step) multiply(step);
+    if (init != nullptr) {
+      whole ? add_sums<true, true>(tile, acc, tail, init) : add_sums<true, false>(tile, acc, tail, init);
+    } else {
+      whole ? add_sums<false, true>(tile, acc, tail, init) : add_sums<false, false>(tile, acc, tail, init);
+    }
+    if (!kPacked || step == tile.steps) break;
+    init = nullptr;
   }
-  for (; step < tile.steps; ++step) multiply(step);
-
-  const bool whole = tail == kLanes;
-  if (tile.init != nullptr) {
-    whole ? add_sums<true, true>(tile, acc, tail) : add_sums<true, false>(tile, acc, tail);
-  } else {
-    whole ? add_sums<false, true>(tile, acc, tail) : add_sums<false, false>(tile, acc, tail);
-  }
+  if constexpr (kFetch == Fetch::kNextRows && kPacked) *tile.next = next;
 }
 
 // The widest tile of so many rows. 12 vectors suffice to hide the latency of the FMAs where there is a single row.

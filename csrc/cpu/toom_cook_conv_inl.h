@@ -10,15 +10,18 @@ namespace {
 template <class Transform>
 class ToomCookConv : ToomCookPanel<Transform> {
   using Base = ToomCookPanel<Transform>;
-  using Base::kTaps, Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::taps_of,
-      Base::panel_channel, Base::load_lanes, Base::store_lanes, Base::for_runs, Base::source_row, Base::raise_alarm,
-      Base::p_, Base::plan_, Base::args_, Base::view_, Base::panel_, Base::sums_, Base::line_, Base::b_step_;
+  using Base::kTaps, Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::tap_at,
+      Base::first_chunk, Base::chunks_of, Base::chunks_before, Base::panel_channel, Base::load_lanes, Base::store_lanes, Base::for_runs, Base::source_row, Base::raise_alarm,
+      Base::p_, Base::plan_, Base::args_, Base::view_, Base::scratch_, Base::panel_, Base::sums_, Base::line_,
+      Base::b_step_;
   using typename Base::Block, typename Base::T;
+  static constexpr int64_t kColumns = max_vectors(kTileRows) * kLanes;
 
  public:
-  using Base::Base;
+  ToomCookConv(Op op, const Conv1dProblem& problem, const ToomCookPlan& plan, const TiledArgs& args, void* memory)
+      : Base(op, problem, plan, args, memory), group_sums_(scratch_.template take<T>(kTileRows * kColumns)) {}
 
-  // Work units: the row tiles of the pass. Their weights are [tile][plane][channel][chunk][row].
+  // Work units: the row tiles of the pass. Their weights are [tile][plane][channel][chunk of the plane][row].
   void pack_weights(int64_t begin, int64_t end) const {
     const int64_t step = max_of(1, kTapStep / p_.kernel_size);
     for (int64_t unit = begin; unit < end;) {
@@ -42,12 +45,10 @@ class ToomCookConv : ToomCookPanel<Transform> {
             weight, weights, tiles, {count, view_.weight_channel, p_.kernel_size, p_.weight.tap}, panel_, pitch);
         for (int64_t i = 0; i < tiles; ++i) {
           const RowTile tile = row_tile(first + i);
-          const int64_t plane = view_.channels * plan_.chunks * tile.rows;
-          T* to = packed_weights(tile) + channel * plan_.chunks * tile.rows;
           for (int64_t j = 0; j < count; ++j) {
             const T* taps = panel_ + i * pitch + j * p_.kernel_size * tile.rows;
-            for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk, to += tile.rows) {
-              transform_chunk(taps, chunk, tile.rows, to, plane);
+            for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
+              transform_chunk(taps, channel + j, chunk, tile.rows, packed_weights(tile));
             }
           }
         }
@@ -58,9 +59,14 @@ class ToomCookConv : ToomCookPanel<Transform> {
 
   // Work units: [batch block][patch block][row tile of the pass].
   void multiply_blocks(int64_t begin, int64_t end) const {
-    const int64_t channels = min_of(plan_.channel_block, plan_.part_channels), taps = plan_.chunks;
-    for (int64_t channel = 0, step = 0; channel < channels; ++channel) {
-      for (int64_t tap = 0; tap < taps; ++tap) b_step_[step++] = channel * panel_channel() + tap * p_.dilation;
+    // Of planes with all chunks, and of those without the first.
+    int64_t* step = b_step_;
+    for (int64_t first = 0; first < 2; ++first) {
+      for (int64_t channel = 0; channel < group_channels(first); ++channel) {
+        for (int64_t chunk = first; chunk < plan_.chunks; ++chunk) {
+          *step++ = channel * panel_channel() + chunk * p_.dilation;
+        }
+      }
     }
     for (int64_t unit = begin; unit < end;) {
       const int64_t block = unit / args_.tile_count, first = args_.first_tile + unit % args_.tile_count;
@@ -87,23 +93,37 @@ class ToomCookConv : ToomCookPanel<Transform> {
   T* packed_weights(const RowTile& tile) const {
     const RowTile start = row_tile(args_.first_tile);
     const int64_t rows = (tile.group - start.group) * view_.rows + tile.first - start.first;
-    return static_cast<T*>(args_.packed_weight) + rows * view_.channels * plan_.chunks * kPlanes;
+    return static_cast<T*>(args_.packed_weight) + rows * view_.channels * plan_.products;
+  }
+
+  // Of planes that begin with this chunk.
+  int64_t part_channels(int64_t first_chunk) const {
+    return first_chunk == 0 ? plan_.part_channels : plan_.other_part_channels;
+  }
+  int64_t group_channels(int64_t first_chunk) const {
+    return min_of(plan_.channel_block, kGroupParts * part_channels(first_chunk));
   }
 
   int64_t group_weight(int64_t group) const { return group * (p_.out_channels / p_.groups) * p_.weight.out_channel; }
-  // weight[tap][row] to packed[plane * pitch + row].
-  void transform_chunk(const T* weight, int64_t chunk, int64_t rows, T* packed, int64_t pitch) const {
+  // weight[tap][row], of a channel, to its place in a tile's weights.
+  void transform_chunk(const T* weight, int64_t channel, int64_t chunk, int64_t rows, T* packed) const {
+    int64_t place[kPlanes];
+    for (int64_t plane = 0, before = 0; plane < kPlanes; before += chunks_of(plane), ++plane) {
+      place[plane] = (view_.channels * before + channel * chunks_of(plane) + chunk - first_chunk(plane)) * rows;
+    }
     for (int64_t row = 0; row < rows; row += kLanes) {
       const int64_t lanes = min_of(kLanes, rows - row);
       Vec<T> w[kTaps], out[kPlanes];
 #pragma GCC unroll 8
       for (int t = 0; t < kTaps; ++t) {
-        const int64_t tap = view_.reversed ? p_.kernel_size - 1 - (kOutputs * chunk + t) : kOutputs * chunk + t;
-        w[t] = t < taps_of(chunk) ? load_lanes(weight + tap * rows + row, lanes) : broadcast(T{0});
+        const int64_t tap = tap_at(chunk, t), place = view_.reversed ? p_.kernel_size - 1 - tap : tap;
+        w[t] = tap >= 0 ? load_lanes(weight + place * rows + row, lanes) : broadcast(T{0});
       }
       Transform::transform_taps(w, out);
-#pragma GCC unroll 8
-      for (int p = 0; p < kPlanes; ++p) store_lanes(packed + p * pitch + row, out[p], lanes);
+#pragma GCC unroll 16
+      for (int p = 0; p < kPlanes; ++p) {
+        if (chunk >= first_chunk(p)) store_lanes(packed + place[p] + row, out[p], lanes);
+      }
     }
   }
 
@@ -112,7 +132,7 @@ class ToomCookConv : ToomCookPanel<Transform> {
   }
   // Of NextRows: vectors that are multiplied and added.
   int64_t work(const Block& block, int64_t rows, int64_t channels) const {
-    return rows * ceil_div(columns_of(block), kLanes) * kPlanes * channels * plan_.chunks;
+    return rows * ceil_div(columns_of(block), kLanes) * channels * plan_.products;
   }
 
   bool fetches_results() const { return view_.result.position == 1; }
@@ -162,8 +182,7 @@ class ToomCookConv : ToomCookPanel<Transform> {
     const T* weights = packed_weights(rows);
     Tile<T> tile{};
     tile.a_row = tile.a_step = nullptr;  // weights are packed
-    tile.b_step = b_step_;
-    tile.c_row = kPlanes * plan_.sum_width;
+    tile.init = zeros;
     // By tiles of columns, whose sums for all planes stay in the L1 cache.
     const int64_t columns = columns_of(block);
     NextRows results;
@@ -178,17 +197,33 @@ class ToomCookConv : ToomCookPanel<Transform> {
       const int64_t column = part_begin(vectors, tiles, i) * kLanes;
       tile.columns = min_of(columns, part_begin(vectors, tiles, i + 1) * kLanes) - column;
       for (int plane = 0; plane < kPlanes; ++plane) {
-        tile.c = to + plane * plan_.sum_width + column;
-        for (int64_t channel = channel0; channel < channel1; channel += plan_.part_channels) {
-          tile.steps = min_of(plan_.part_channels, channel1 - channel) * plan_.chunks;
-          tile.a = weights + (plane * view_.channels + channel) * plan_.chunks * rows.rows;
-          tile.b = panel_ + (channel - channel0) * panel_channel() + plane * plan_.panel_width + column;
-          tile.init = channel == 0 ? zeros : nullptr;
+        const int64_t first = first_chunk(plane), chunks = chunks_of(plane);
+        T* sums = to + plane * plan_.sum_width + column;
+        tile.b_step = b_step_ + first * group_channels(0) * plan_.chunks;
+        tile.part_steps = part_channels(first) * chunks;
+        for (int64_t group = channel0; group < channel1; group += group_channels(first)) {
+          // The first groups' parts are added up where the sums are, later ones by themselves before.
+          tile.c = group == 0 ? sums : group_sums_;
+          tile.c_row = group == 0 ? kPlanes * plan_.sum_width : kColumns;
+          tile.steps = min_of(group_channels(first), channel1 - group) * chunks;
+          tile.a = weights + (chunks_before(plane) * view_.channels + group * chunks) * rows.rows;
+          tile.b = panel_ + (group - channel0) * panel_channel() + plane * plan_.panel_width + column;
           tile.next = results.any_left() ? &results : &next;
           run_rows<T, true, 1>(tile, rows.rows);
+          if (group > 0) add_group(rows.rows, tile.columns, sums);
         }
       }
       if (channel1 == view_.channels) invert(block, rows, to + column, tile.columns);
+    }
+  }
+
+  void add_group(int64_t rows, int64_t columns, T* sums) const {
+    const T* group = group_sums_;
+    for (int64_t r = 0; r < rows; ++r, sums += kPlanes * plan_.sum_width, group += kColumns) {
+      for (int64_t i = 0; i < columns; i += kLanes) {
+        const int64_t lanes = min_of(kLanes, columns - i);
+        store_lanes(sums + i, add(load_lanes(sums + i, lanes), load_lanes(group + i, lanes)), lanes);
+      }
     }
   }
 
@@ -199,7 +234,7 @@ class ToomCookConv : ToomCookPanel<Transform> {
       const Vec<T> add_to = broadcast(bias == nullptr ? T{0} : bias[block.group * view_.rows + rows.first + r]);
       for (int64_t i = 0; i < columns; i += kLanes) {
         Vec<T> in[kPlanes], out[kOutputs];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int p = 0; p < kPlanes; ++p) in[p] = load_lanes(sums + p * plane + i, min_of(kLanes, columns - i));
         Transform::invert(in, out);
 #pragma GCC unroll 4
@@ -275,6 +310,8 @@ class ToomCookConv : ToomCookPanel<Transform> {
       for (int64_t i = 0; i < 2; ++i) zip(even[i], odd[i], &line[2 * i], &line[2 * i + 1]);
     }
   }
+
+  T* group_sums_;  // of a register tile
 };
 
 }  // namespace

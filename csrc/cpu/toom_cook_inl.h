@@ -21,7 +21,8 @@ template <class Number>
 class ToomCook<Number, 2, 2> {
  public:
   using T = Number;
-  static constexpr int kOutputs = 2, kTaps = 2, kPlanes = 3;
+  static constexpr int kOutputs = 2, kTaps = 2, kInputs = 3, kPlanes = 3;
+  static constexpr int last_tap(int) { return kTaps - 1; }
 
   static void transform_source(const Vec<T> (&x)[kPlanes], Vec<T> (&out)[kPlanes]) {
     out[0] = sub(x[0], x[1]);
@@ -53,7 +54,8 @@ template <class Number>
 class ToomCook<Number, 2, 3> {
  public:
   using T = Number;
-  static constexpr int kOutputs = 2, kTaps = 3, kPlanes = 4;
+  static constexpr int kOutputs = 2, kTaps = 3, kInputs = 4, kPlanes = 4;
+  static constexpr int last_tap(int) { return kTaps - 1; }
 
   static void transform_source(const Vec<T> (&x)[kPlanes], Vec<T> (&out)[kPlanes]) {
     out[0] = sub(x[0], x[2]);
@@ -86,6 +88,76 @@ class ToomCook<Number, 2, 3> {
   }
 };
 
+// F(4, 4) by pairs of pairs: F(2, 2) of blocks of two, [0, 1] and [2, 3], whose products are F(2, 2) themselves. It takes
+// 9 multiplications, two more than Toom-Cook's algorithm at 7 points, but is nearly as precise as F(2, 2), and small
+// integers come out exactly, too. Planes: [of blocks][within a block].
+template <class Number>
+class PairsOfPairs {
+ public:
+  using T = Number;
+  using Pair = ToomCook<Number, 2, 2>;
+  static constexpr int kOutputs = 4, kTaps = 4, kInputs = 7, kPlanes = 9;
+
+  // The last tap that a plane has a part of.
+  static constexpr int last_tap(int plane) { return (plane < 3 ? 0 : 2) + (plane % 3 == 0 ? 0 : 1); }
+
+  static void transform_source(const Vec<T> (&x)[kInputs], Vec<T> (&out)[kPlanes]) {
+    of_blocks<3>([&](const Vec<T>(&in)[3], Vec<T>(&to)[3]) { Pair::transform_source(in, to); }, x, out);
+  }
+  static void transform_taps(const Vec<T> (&w)[kTaps], Vec<T> (&out)[kPlanes]) {
+    of_blocks<2>([&](const Vec<T>(&in)[2], Vec<T>(&to)[3]) { Pair::transform_taps(in, to); }, w, out);
+  }
+  static void transform_grad(const Vec<T> (&g)[kOutputs], Vec<T> (&out)[kPlanes]) {
+    of_blocks<2>([&](const Vec<T>(&in)[2], Vec<T>(&to)[3]) { Pair::transform_grad(in, to); }, g, out);
+  }
+  static void invert(const Vec<T> (&in)[kPlanes], Vec<T> (&y)[kOutputs]) {
+    to_blocks([&](const Vec<T>(&products)[3], Vec<T>(&to)[2]) { Pair::invert(products, to); }, in, y);
+  }
+  static void invert_taps(const Vec<T> (&in)[kPlanes], Vec<T> (&w)[kTaps]) {
+    to_blocks([&](const Vec<T>(&products)[3], Vec<T>(&to)[2]) { Pair::invert_taps(products, to); }, in, w);
+  }
+
+ private:
+  // Transforms of blocks, which begin two numbers apart and of which there are as many as numbers in each.
+  template <int kSide, int kCount, class Transform>
+  static void of_blocks(const Transform& transform, const Vec<T> (&in)[kCount], Vec<T> (&out)[kPlanes]) {
+    Vec<T> of[3][kSide];  // differences and sums of blocks
+#pragma GCC unroll 4
+    for (int i = 0; i < kSide; ++i) {
+      Vec<T> block[kSide], transformed[3];
+#pragma GCC unroll 4
+      for (int b = 0; b < kSide; ++b) block[b] = in[2 * b + i];
+      transform(block, transformed);
+#pragma GCC unroll 4
+      for (int p = 0; p < 3; ++p) of[p][i] = transformed[p];
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < 3; ++p) {
+      Vec<T> planes[3];
+      transform(of[p], planes);
+#pragma GCC unroll 4
+      for (int q = 0; q < 3; ++q) out[3 * p + q] = planes[q];
+    }
+  }
+  template <class Invert>
+  static void to_blocks(const Invert& invert, const Vec<T> (&in)[kPlanes], Vec<T> (&out)[4]) {
+    Vec<T> of[2][3];
+#pragma GCC unroll 4
+    for (int p = 0; p < 3; ++p) {
+      const Vec<T> planes[3] = {in[3 * p], in[3 * p + 1], in[3 * p + 2]};
+      Vec<T> block[2];
+      invert(planes, block);
+      of[0][p] = block[0], of[1][p] = block[1];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 2; ++i) {
+      Vec<T> both[2];
+      invert(of[i], both);
+      out[i] = both[0], out[2 + i] = both[1];
+    }
+  }
+};
+
 // F(4, r). The points are pairs a, -a, whose transforms share their even and odd parts; 0, where r is odd; and
 // infinity. With
 //   M(x) = x^z product of (x^2 - a^2),  z = 1 if 0 is a point, else 0,
@@ -110,7 +182,8 @@ template <class Number, int kR>
 class ToomCook<Number, 4, kR> {
  public:
   using T = Number;
-  static constexpr int kOutputs = 4, kTaps = kR, kPlanes = kTaps + 3;
+  static constexpr int kOutputs = 4, kTaps = kR, kInputs = kTaps + 3, kPlanes = kTaps + 3;
+  static constexpr int last_tap(int) { return kTaps - 1; }
 
   static void transform_source(const Vec<T> (&x)[kPlanes], Vec<T> (&out)[kPlanes]) {
 #pragma GCC unroll 8

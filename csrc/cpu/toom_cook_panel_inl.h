@@ -13,7 +13,8 @@ template <class Transform>
 class ToomCookPanel {
  protected:
   using T = typename Transform::T;
-  static constexpr int kTaps = Transform::kTaps, kPlanes = Transform::kPlanes, kOutputs = Transform::kOutputs;
+  static constexpr int kTaps = Transform::kTaps, kInputs = Transform::kInputs, kPlanes = Transform::kPlanes,
+                       kOutputs = Transform::kOutputs;
   static constexpr int64_t kLanes = Vec<T>::kLanes;
 
  public:
@@ -65,29 +66,42 @@ class ToomCookPanel {
         const Row<T> row{source_row(block, n, channel), view_.source.position, view_.source_length, view_.padding_mode};
         if (p_.dilation == 1) {
           transform_line(
-              line_at(row, view_.left, view_.end, kOutputs * block.u0, kOutputs * (round_up(count, kLanes) + kLanes)),
+              line_at(
+                  row, left(), view_.left, view_.end, kOutputs * block.u0,
+                  kOutputs * (round_up(count, kLanes) + kLanes)),
               count, to);
           continue;
         }
-        const T* patches[kPlanes];
-        gather(row, view_.left, view_.end, block.u0, count, patches_, patches);
+        const T* patches[kInputs];
+        gather(row, left(), view_.left, view_.end, block.u0, count, patches_, patches);
         for (int64_t i = 0; i < count; i += kLanes) {
-          Vec<T> in[kPlanes];
+          Vec<T> in[kInputs];
 #pragma GCC unroll 8
-          for (int j = 0; j < kPlanes; ++j) in[j] = load(patches[j] + i);
+          for (int j = 0; j < kInputs; ++j) in[j] = load(patches[j] + i);
           transform_to(in, to + i);
         }
       }
     }
   }
 
-  int64_t taps_of(int64_t chunk) const {
-    const int64_t rest = p_.kernel_size - kOutputs * chunk;
-    return chunk + 1 < plan_.chunks ? kOutputs : rest;
+  // The tap of the kernel that is a chunk's t-th, or -1 where there is none.
+  int64_t tap_at(int64_t chunk, int64_t t) const {
+    const int64_t tap = kOutputs * chunk + t - plan_.lead;
+    return tap < p_.kernel_size && (t < kOutputs || chunk + 1 == plan_.chunks) ? max_of(tap, -1) : -1;
+  }
+  // Planes that have a part of none of the first chunk's taps begin with the second.
+  int64_t first_chunk(int plane) const { return Transform::last_tap(plane) < plan_.lead ? 1 : 0; }
+  int64_t chunks_of(int plane) const { return plan_.chunks - first_chunk(plane); }
+  // Of a channel, in the planes before this one.
+  int64_t chunks_before(int plane) const {
+    int64_t chunks = 0;
+    for (int p = 0; p < plane; ++p) chunks += chunks_of(p);
+    return chunks;
   }
 
   int64_t halo() const { return (plan_.chunks - 1) * p_.dilation; }
   int64_t panel_channel() const { return kPlanes * plan_.panel_width; }
+  int64_t left() const { return view_.left + plan_.lead * p_.dilation; }
 
   static Vec<T> load_lanes(const T* from, int64_t lanes) {
     return lanes == kLanes ? load(from) : load_partial(from, lanes);
@@ -97,11 +111,11 @@ class ToomCookPanel {
   }
 
   // patches[j][i], j < kCount: position u0 + i of a padded row, j dilations on; whole vectors up to i = count.
-  // `memory`: kCount rows of plan_.patch_width. `left`: positions before the row's first; none from `end` on are
-  // defined.
+  // `memory`: kCount rows of plan_.patch_width. `left`: positions before the row's first, of which `padding` are
+  // defined; none from `end` on are.
   template <int kCount>
   void gather(
-      const Row<T>& row, int64_t left, int64_t end, int64_t u0, int64_t count, T* memory,
+      const Row<T>& row, int64_t left, int64_t padding, int64_t end, int64_t u0, int64_t count, T* memory,
       const T* (&patches)[kCount]) const {
     const int64_t dilation = p_.dilation, pitch = plan_.patch_width;
     if (dilation > kLanes) {
@@ -110,15 +124,14 @@ class ToomCookPanel {
         T* to = memory + j * pitch;
         patches[j] = to;
         for_runs(u0, width, [&](int64_t i, int64_t position, int64_t run) {
-          const int64_t start = position + j * dilation - left;
-          pack_row<T>(row, start, 1, max_of(0, min_of(run, end - start)), run, to + i);
+          pack(row, position + j * dilation - left, padding, end, run, to + i);
         });
       }
       return;
     }
     // Blocks begin with a whole group of `dilation` patches. The last j read the first ones, a group further on.
     const int64_t width = round_up(count + (kCount > kOutputs ? dilation : 0), dilation == 1 ? kLanes : dilation);
-    const T* line = line_at(row, left, end, kOutputs * u0, kOutputs * width + kLanes);
+    const T* line = line_at(row, left, padding, end, kOutputs * u0, kOutputs * width + kLanes);
     for (int64_t i = 0; i < width && dilation == 1; i += kLanes) {
       Vec<T> out[kOutputs];
       split_line(line + kOutputs * i, out);
@@ -133,11 +146,17 @@ class ToomCookPanel {
   }
 
   // `count` positions of a padded row from `position` on, where they are or in line_; as for gather.
-  const T* line_at(const Row<T>& row, int64_t left, int64_t end, int64_t position, int64_t count) const {
+  const T* line_at(
+      const Row<T>& row, int64_t left, int64_t padding, int64_t end, int64_t position, int64_t count) const {
     const int64_t start = position - left;
     if (row.position_stride == 1 && start >= 0 && start + count <= row.length) return row.data + start;
-    pack_row<T>(row, start, 1, max_of(0, min_of(count, end - start)), count, line_);
+    pack(row, start, padding, end, count, line_);
     return line_;
+  }
+  // Positions [start, start + count) of a row. Those that are not defined, which no tap reads, are zero.
+  static void pack(const Row<T>& row, int64_t start, int64_t padding, int64_t end, int64_t count, T* to) {
+    for (; start < -padding && count > 0; ++start, --count) *to++ = 0;
+    pack_row<T>(row, start, 1, max_of(0, min_of(count, end - start)), count, to);
   }
 
   // body(i, position, run) for the runs of `count` patches from u0 on: patches u0 + i .. u0 + i + run begin at
@@ -166,7 +185,7 @@ class ToomCookPanel {
     int64_t begin, end;
   };
   Reach source_reach(const Block& block) const {
-    const int64_t start = kOutputs * block.u0 - view_.left;
+    const int64_t start = kOutputs * block.u0 - left();
     return {max_of(start, 0), min_of(start + kOutputs * (block.patches() + halo()), view_.source_length)};
   }
   void prefetch_source(const Block& block, int64_t channel) const {
@@ -186,23 +205,23 @@ class ToomCookPanel {
   int64_t* b_step_;
 
  private:
-  void transform_to(const Vec<T> (&in)[kPlanes], T* to) const {
+  void transform_to(const Vec<T> (&in)[kInputs], T* to) const {
     Vec<T> out[kPlanes];
     Transform::transform_source(in, out);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int p = 0; p < kPlanes; ++p) store(to + p * plan_.panel_width, out[p]);
   }
 
   // The same for dilation 1, in registers: `count` patches of a line, of which a vector more is read.
   void transform_line(const T* line, int64_t count, T* to) const {
-    Vec<T> in[kPlanes], next[kOutputs];
+    Vec<T> in[kInputs], next[kOutputs];
     split_line(line, next);
     for (int64_t i = 0; i < count; i += kLanes) {
 #pragma GCC unroll 4
       for (int j = 0; j < kOutputs; ++j) in[j] = next[j];
       split_line(line + kOutputs * (i + kLanes), next);
 #pragma GCC unroll 8
-      for (int j = kOutputs; j < kPlanes; ++j) in[j] = shift_in(in[j - kOutputs], next[j - kOutputs]);
+      for (int j = kOutputs; j < kInputs; ++j) in[j] = shift_in(in[j - kOutputs], next[j - kOutputs]);
       transform_to(in, to + i);
     }
   }

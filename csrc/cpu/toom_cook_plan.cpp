@@ -13,6 +13,9 @@ namespace {
 // MiB, as with the direct kernels.
 constexpr int64_t kMostPackedBytes = 11 << 18, kMostPartialBytes = 2 << 20;
 
+// Kernels that pairs of outputs take; of longer ones pairs of pairs have fewer products.
+constexpr int64_t kPairTaps = 3;
+
 // Longer kernels are the Fourier transform's.
 constexpr int64_t kMostTaps = 128;
 
@@ -26,7 +29,8 @@ struct ToomCookPlanner {
   const TileShape& tile;
   const CacheSizes cache;
   const Use use;
-  const int64_t outputs;  // of a patch
+  const ToomCookForm form;
+  const int64_t outputs = form == ToomCookForm::kPairs ? 2 : 4;  // of a patch
   const bool weights = op == Op::kBackwardWeight;
   const int64_t in_per_group = p.in_channels / p.groups, out_per_group = p.out_channels / p.groups;
   const int64_t channels = op == Op::kBackwardInput ? out_per_group : in_per_group;
@@ -35,26 +39,42 @@ struct ToomCookPlanner {
   const int64_t tile_columns = tile.accumulators / tile.rows * tile.lanes;
   const int64_t element = sizes.storage;
   const int64_t l2 = cache.l2 / element;  // in elements
-  // The products of a patch of two are a little larger than direct ones, so that for the same error of their sum parts
-  // are half as long.
-  const int64_t longest_part = outputs == 2 ? kLongestPart / 2 : kLongestPart;
+  // The products of pairs are a little larger than direct ones, those of pairs of pairs once more, so that for the same
+  // error of their sum parts are half as long, and a quarter.
+  const int64_t longest_part = form == ToomCookForm::kPairs          ? kLongestPart / 2
+                               : form == ToomCookForm::kPairsOfPairs ? kLongestPart / 4
+                                                                     : kLongestPart;
   const bool near = p.dilation <= tile.lanes;  // rows are taken apart in groups of `dilation` patches
 
   int64_t halo(const ToomCookPlan& plan) const { return (plan.chunks - 1) * p.dilation; }
 
-  // Of those in chunks of `outputs` taps the one with the fewest products, or of fewer planes, since its error is less.
-  // Of pairs the one without a chunk of a single tap, whose second sum would be made of an input that it does not have.
   void choose_transform(ToomCookPlan& plan) const {
     const int64_t taps = p.kernel_size;
+    plan.form = form;
     plan.outputs = outputs;
-    plan.taps = std::min(taps, outputs);
-    plan.chunks = ceil_div(taps, outputs);
-    const bool fewest = 2 * outputs * (plan.chunks - 1) < (2 * outputs - 1) * plan.chunks;
-    if (taps % outputs == 1 && (outputs == 2 || fewest)) {
-      plan.taps = outputs + 1;
-      --plan.chunks;
+    plan.taps = outputs, plan.chunks = ceil_div(taps, outputs);
+    switch (form) {
+      case ToomCookForm::kPairs:
+        plan.taps = taps, plan.chunks = 1;
+        break;
+      case ToomCookForm::kPairsOfPairs: {
+        // Planes of a chunk with all its taps, and without the first, the first two, the first three.
+        constexpr int64_t kPlanes[] = {9, 8, 6, 4};
+        plan.planes = kPlanes[0];
+        plan.lead = plan.chunks * outputs - taps;
+        plan.products = plan.planes * (plan.chunks - 1) + kPlanes[plan.lead];
+        return;
+      }
+      case ToomCookForm::kFours:
+        // Of those in chunks of four taps the one with the fewest products, or of fewer planes, since its error is less.
+        plan.taps = std::min(taps, outputs);
+        if (taps % outputs == 1 && 2 * outputs * (plan.chunks - 1) < (2 * outputs - 1) * plan.chunks) {
+          plan.taps = outputs + 1;
+          --plan.chunks;
+        }
     }
     plan.planes = outputs + plan.taps - 1;
+    plan.products = plan.planes * plan.chunks;
   }
 
   // Blocks of patches of about `limit`, and batch items side by side where rows are shorter. `fits(patches)`: whether
@@ -62,7 +82,8 @@ struct ToomCookPlanner {
   template <class Fits>
   void choose_patches(ToomCookPlan& plan, int64_t limit, const Fits& fits) const {
     plan.patch_step = near && p.dilation > 1 ? p.dilation : tile.lanes;
-    plan.patch_block = balanced_block(plan.patches, limit, plan.patch_step);
+    plan.patch_block = balanced_block(
+        plan.patches, std::max(limit / plan.patch_step, int64_t{1}) * plan.patch_step, plan.patch_step);
     plan.patch_blocks = ceil_div(plan.patches, plan.patch_block);
     plan.item_pitch = plan.patch_block + halo(plan);
     plan.batch_block = 1;
@@ -83,10 +104,10 @@ struct ToomCookPlanner {
   }
 
   void finish(ToomCookPlan& plan) const {
-    const int64_t elements = plan.panel_elements + plan.sum_elements + plan.grad_elements + plan.line_elements +
+    const int64_t elements = plan.panel_elements + plan.sum_elements + plan.group_elements + plan.grad_elements + plan.line_elements +
                              plan.gathered_rows * plan.patch_width + plan.slab_elements;
     plan.scratch_bytes =
-        int64_t{9} * 64 + elements * element + (2 * plan.step_table + plan.row_table) * int64_t{sizeof(int64_t)};
+        int64_t{10} * 64 + elements * element + (2 * plan.step_table + plan.row_table) * int64_t{sizeof(int64_t)};
   }
 
   // What follows counts vector FMAs, or the time of one, like fft_plan.cpp; the figures are measured on a Zen 4
@@ -100,12 +121,12 @@ struct ToomCookPlanner {
   }
   // For a vector of patches: the transform, and the way between a tensor's row and its patches, by runs of `dilation`.
   double patches_cost() const {
-    const double transform = outputs == 4 ? 70 : short_fmas ? 90 : 60;
+    const double transform = form != ToomCookForm::kPairs ? 70 : short_fmas ? 90 : 60;
     return p.dilation == 1 ? transform : near ? 60 + 24.0 * tile.lanes / p.dilation : 200;
   }
   // Sums of a pair's short parts are added up more often. `filled_once`: a block's panel, of all channels.
   double product_cost(bool filled_once) const {
-    if (outputs == 4) return 1.08;
+    if (form == ToomCookForm::kFours) return 1.08;
     return !filled_once ? 1.25 : short_fmas ? 1.2 : 1.08;
   }
 
@@ -116,10 +137,14 @@ struct ToomCookPlanner {
     const int64_t budget = l2 * 5 / 8;
     const auto fits = [&](int64_t patches) { return channels * plan.planes * patches <= budget; };
     int64_t limit = 2 * tile_columns;
-    if (!fits(limit + halo(plan))) limit = outputs == 2 ? tile_columns : tile_columns * 4 / 3;
+    if (!fits(limit + halo(plan))) limit = form != ToomCookForm::kFours ? tile_columns : tile_columns * 4 / 3;
     choose_patches(plan, std::max(limit, halo(plan)), fits);
     const int64_t most_channels = budget / (plan.planes * (plan.patch_block + halo(plan)));
-    plan.part_channels = balanced_block(channels, std::min(most_channels, longest_part / plan.chunks), 1);
+    const auto part = [&](int64_t chunks) {
+      return balanced_block(channels, std::min(most_channels, longest_part / std::max<int64_t>(1, chunks)), 1);
+    };
+    plan.part_channels = part(plan.chunks);
+    plan.other_part_channels = part(plan.chunks - 1);
     const int64_t channel_elements = plan.planes * plan.panel_width;
     const int64_t parts = budget / channel_elements / plan.part_channels;
     // The panel's rows are a little longer than the patches in it, so that a whole one may take a little more.
@@ -135,9 +160,13 @@ struct ToomCookPlanner {
         plan.channel_block * channel_elements + 64,
         kMostPackTiles * ((kTapStep + p.kernel_size) * tile.rows + kPackSlack));
     plan.sum_elements = plan.tile_block * tile_sums;
-    plan.gathered_rows = near ? outputs : plan.planes;
-    plan.step_table = std::min(plan.channel_block, plan.part_channels) * plan.chunks;
-    const int64_t tile_bytes = tile.rows * channels * plan.chunks * plan.planes * element;
+    plan.group_elements = tile.rows * tile_columns;
+    plan.gathered_rows = near ? outputs : outputs + plan.taps - 1;
+    const auto steps = [&](int64_t part_channels, int64_t chunks) {
+      return std::min(plan.channel_block, kGroupParts * part_channels) * chunks;
+    };
+    plan.step_table = steps(plan.part_channels, plan.chunks) + steps(plan.other_part_channels, plan.chunks - 1);
+    const int64_t tile_bytes = tile.rows * channels * plan.products * element;
     const int64_t tiles = p.groups * plan.row_tiles, most = kMostPackedBytes / tile_bytes;
     if (most == 0) {
       plan.cycles = std::numeric_limits<double>::infinity();
@@ -147,7 +176,7 @@ struct ToomCookPlanner {
     plan.packed_bytes = plan.pass_tiles * tile_bytes;
     plan.units = ceil_div(p.batch, plan.batch_block) * plan.patch_blocks;
 
-    const double products = double(rows) * channels * plan.chunks * plan.planes;
+    const double products = double(rows) * channels * plan.products;
     const int64_t held = plan.channel_block >= channels ? plan.pass_tiles : std::min(plan.tile_block, plan.pass_tiles);
     const double fills = std::max(1.0, double(plan.row_tiles) / held);
     const double edges = op == Op::kBackwardInput && p.padding_mode != PaddingMode::kZeros
@@ -180,11 +209,11 @@ struct ToomCookPlanner {
     choose_patches(plan, limit, fits);
     plan.panel_elements = std::max(
         plan.channel_block * plan.planes * plan.panel_width + 64, (kTapStep + p.kernel_size) * plan.out_block + 64);
-    plan.row_table = plan.channel_block * plan.chunks;
-    plan.sum_elements = plan.planes * plan.row_table * plan.out_block;
+    plan.row_table = 2 * plan.channel_block * plan.chunks;
+    plan.sum_elements = plan.planes * plan.channel_block * plan.chunks * plan.out_block;
     plan.step_table = plan.batch_block * plan.patch_block;
     plan.grad_elements = plan.planes * plan.step_table * plan.out_block;
-    plan.gathered_rows = std::max(outputs * tile.lanes, plan.planes);
+    plan.gathered_rows = std::max(outputs * tile.lanes, outputs + plan.taps - 1);
     plan.slab_elements = outputs * plan.patch_width * tile.lanes + 64;
     const int64_t blocks = p.groups * ceil_div(rows, plan.out_block) * ceil_div(channels, plan.channel_block);
     const int64_t steps = ceil_div(p.batch, plan.batch_block) * plan.patch_blocks;
@@ -195,7 +224,7 @@ struct ToomCookPlanner {
     plan.partial_bytes = plan.reduction_chunks == 1 ? 0 : plan.reduction_chunks * result_bytes;
     plan.units = plan.reduction_chunks * blocks;
 
-    const double products = double(rows) * channels * plan.chunks * plan.planes, items = p.batch;
+    const double products = double(rows) * channels * plan.products, items = p.batch;
     const double patches = items * plan.patches / tile.lanes;
     plan.cycles =
         p.groups * (products * patches * 1.35 + products / tile.lanes * 20 * plan.reduction_chunks +
@@ -229,9 +258,9 @@ struct ToomCookPlanner {
       // Results must not depend on the batch, and so neither must the choice.
       Conv1dProblem alone = p;
       alone.batch = 1;
-      plan.cycles = ToomCookPlanner{op, alone, sizes, tile, cache, Use::kWherePossible, outputs}.plan().cycles;
+      plan.cycles = ToomCookPlanner{op, alone, sizes, tile, cache, Use::kWherePossible, form}.plan().cycles;
     }
-    const double least_gain = outputs == 4 ? 1.1 : 1.05;
+    const double least_gain = form == ToomCookForm::kFours ? 1.1 : 1.05;
     const bool taken = use == Use::kWherePossible ? std::isfinite(plan.cycles) : plan.cycles < direct() / least_gain;
     return taken ? plan : ToomCookPlan{};
   }
@@ -242,14 +271,15 @@ struct ToomCookPlanner {
 ToomCookPlan make_toom_cook_plan(
     Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use,
     bool reduced_precision) {
-  const auto plan = [&](int64_t outputs) {
-    return ToomCookPlanner{op, problem, sizes, tile, cache, use, outputs}.plan();
+  const auto plan = [&](ToomCookForm form) {
+    return ToomCookPlanner{op, problem, sizes, tile, cache, use, form}.plan();
   };
-  if (!reduced_precision || sizes.storage != sizeof(float)) return plan(2);
-  const ToomCookPlan of_four = plan(4);
-  if (use == Use::kWherePossible) return of_four;
-  const ToomCookPlan of_two = plan(2);
-  return of_two.taps > 0 && (of_four.taps == 0 || of_two.cycles < of_four.cycles) ? of_two : of_four;
+  const ToomCookForm precise = problem.kernel_size <= kPairTaps ? ToomCookForm::kPairs : ToomCookForm::kPairsOfPairs;
+  if (!reduced_precision || sizes.storage != sizeof(float)) return plan(precise);
+  const ToomCookPlan fours = plan(ToomCookForm::kFours);
+  if (use == Use::kWherePossible) return fours;
+  const ToomCookPlan pairs = plan(precise);
+  return pairs.taps > 0 && (fours.taps == 0 || pairs.cycles < fours.cycles) ? pairs : fours;
 }
 
 }  // namespace conv1d_ext

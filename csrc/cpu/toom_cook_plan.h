@@ -12,11 +12,16 @@
 
 namespace conv1d_ext {
 
+enum class ToomCookForm { kPairs, kPairsOfPairs, kFours };
+
 struct ToomCookPlan {
-  int64_t taps;     // of a transform; 0 where another algorithm is taken
-  int64_t outputs;  // of a transform
-  int64_t planes;   // numbers in a transform: outputs + taps - 1
-  int64_t chunks;   // of `outputs` taps; the last has `taps` at most
+  ToomCookForm form;
+  int64_t taps;      // of a transform; 0 where another algorithm is taken
+  int64_t outputs;   // of a transform
+  int64_t planes;    // numbers in a transform
+  int64_t chunks;    // of `outputs` taps; the last has `taps` at most
+  int64_t lead;      // taps that the first chunk lacks in front; planes that have a part of no others leave it out
+  int64_t products;  // of a patch, row and channel: planes * chunks, less what is left out
 
   int64_t patches;       // of a row of results (backward_weight: of grad_output)
   int64_t patch_block;   // of a row in one panel, at most
@@ -29,6 +34,7 @@ struct ToomCookPlan {
   // forward and backward_input
   int64_t channel_block;  // source channels per panel
   int64_t part_channels;  // per part of a sum, as in Plan
+  int64_t other_part_channels;  // of planes that leave the first chunk out
   int64_t row_tiles;      // register tiles of result rows in a group
   int64_t pass_tiles;     // of all groups, whose weights are held at a time
   int64_t tile_block;     // row tiles whose sums are held at a time
@@ -41,7 +47,7 @@ struct ToomCookPlan {
 
   // Scratch memory of a thread: the panel, sums, backward_weight's transformed grad_output; a row as it is, rows taken
   // apart into patches, and a vector of them transposed; entries of the tables of offsets.
-  int64_t panel_elements, sum_elements, grad_elements;
+  int64_t panel_elements, sum_elements, group_elements, grad_elements;
   int64_t line_elements, patch_width, gathered_rows, slab_elements;
   int64_t step_table, row_table;
 
@@ -55,6 +61,9 @@ struct ToomCookPlan {
 
 // Taps of one row of weights, of a few channels, that are packed or unpacked together.
 constexpr int64_t kTapStep = 64;
+
+// Parts of a sum over channels that are added up by themselves.
+constexpr int64_t kGroupParts = 8;
 
 // Patches of two outputs have the errors of direct sums. `reduced_precision`: whether the caller allows four, in
 // float32, whose errors are some times that.

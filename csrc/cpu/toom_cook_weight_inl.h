@@ -10,8 +10,8 @@ namespace {
 template <class Transform>
 class ToomCookWeightGradient : ToomCookPanel<Transform> {
   using Base = ToomCookPanel<Transform>;
-  using Base::kTaps, Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::taps_of,
-      Base::panel_channel, Base::load_lanes, Base::gather, Base::prefetch, Base::raise_alarm, Base::p_, Base::plan_,
+  using Base::kTaps, Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::tap_at,
+      Base::first_chunk, Base::chunks_of, Base::panel_channel, Base::load_lanes, Base::gather, Base::prefetch, Base::raise_alarm, Base::p_, Base::plan_,
       Base::args_, Base::view_, Base::scratch_, Base::panel_, Base::sums_, Base::patches_, Base::b_step_;
   using typename Base::Block, typename Base::T;
 
@@ -74,7 +74,7 @@ class ToomCookWeightGradient : ToomCookPanel<Transform> {
           }
           const T* patches[kOutputs];
           gather(
-              {data, p_.output.position, p_.out_length, PaddingMode::kZeros}, 0, p_.out_length, block.u0,
+              {data, p_.output.position, p_.out_length, PaddingMode::kZeros}, 0, 0, p_.out_length, block.u0,
               block.patches(), patches_ + r * kOutputs * pitch, patches);
         }
         for (int64_t j = 0; j < kOutputs; ++j) {
@@ -86,7 +86,7 @@ class ToomCookWeightGradient : ToomCookPanel<Transform> {
 #pragma GCC unroll 4
           for (int j = 0; j < kOutputs; ++j) in[j] = load(slab_ + (j * pitch + u) * kLanes);
           Transform::transform_grad(in, out);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
           for (int p = 0; p < kPlanes; ++p) store(to + p * plane, out[p]);
         }
       }
@@ -95,10 +95,16 @@ class ToomCookWeightGradient : ToomCookPanel<Transform> {
 
   // sums[plane][in_channel, chunk][out_channel] += the products of panel and grads; `first`: = instead of +=.
   void add_products(const Block& block, const WeightBlock& weights, bool first) const {
-    const int64_t rows = (weights.ic1 - weights.ic0) * plan_.chunks, columns = weights.columns;
+    const int64_t channels = weights.ic1 - weights.ic0, columns = weights.columns;
     const int64_t steps = (block.n1 - block.n0) * block.patches();
-    for (int64_t row = 0; row < rows; ++row) {
-      row_offset_[row] = row / plan_.chunks * panel_channel() + row % plan_.chunks * p_.dilation;
+    // Of planes with all chunks, and of those without the first.
+    int64_t *all_rows = row_offset_, *other_rows = row_offset_ + channels * plan_.chunks;
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
+        const int64_t offset = channel * panel_channel() + chunk * p_.dilation;
+        *all_rows++ = offset;
+        if (chunk > 0) *other_rows++ = offset;
+      }
     }
     for (int64_t step = 0; step < steps; ++step) {
       a_step_[step] = step / block.patches() * plan_.item_pitch + step % block.patches();
@@ -108,8 +114,10 @@ class ToomCookWeightGradient : ToomCookPanel<Transform> {
     Tile<T> tile{};
     tile.c_row = columns;
     const int64_t vectors = columns / kLanes, column_tiles = ceil_div(vectors, max_vectors(kTileRows));
-    const int64_t parts = ceil_div(steps, plan_.reduction_block), row_tiles = ceil_div(rows, kTileRows);
+    const int64_t parts = ceil_div(steps, plan_.reduction_block);
     for (int plane = 0; plane < kPlanes; ++plane) {
+      const int64_t rows = channels * chunks_of(plane), row_tiles = ceil_div(rows, kTileRows);
+      const int64_t* row_offset = row_offset_ + first_chunk(plane) * channels * plan_.chunks;
       tile.a = panel_ + plane * plan_.panel_width;
       for (int64_t j = 0; j < column_tiles; ++j) {
         const int64_t column = part_begin(vectors, column_tiles, j) * kLanes;
@@ -123,8 +131,8 @@ class ToomCookWeightGradient : ToomCookPanel<Transform> {
           tile.init = first && part == 0 ? zeros : nullptr;
           for (int64_t i = 0; i < row_tiles; ++i) {
             const int64_t row = part_begin(rows, row_tiles, i);
-            tile.a_row = row_offset_ + row;
-            tile.c = sums_ + (plane * rows + row) * columns + column;
+            tile.a_row = row_offset + row;
+            tile.c = sums_ + (plane * channels * plan_.chunks + row) * columns + column;
             run_rows<T, false, 1>(tile, part_begin(rows, row_tiles, i + 1) - row);
           }
         }
@@ -147,16 +155,20 @@ class ToomCookWeightGradient : ToomCookPanel<Transform> {
       const int64_t count = min_of(step, block.ic1 - ic);
       // panel[in_channel, tap][out_channel]
       for (int64_t row = (ic - block.ic0) * plan_.chunks; row < (ic + count - block.ic0) * plan_.chunks; ++row) {
-        const int64_t tap = row % plan_.chunks * kOutputs;
-        T* to = panel_ + ((row / plan_.chunks - (ic - block.ic0)) * taps + tap) * columns;
+        const int64_t channel = row / plan_.chunks, chunk = row % plan_.chunks;
+        T* to = panel_ + (channel - (ic - block.ic0)) * taps * columns;
         for (int64_t column = 0; column < columns; column += kLanes) {
           Vec<T> in[kPlanes], w[kTaps];
-#pragma GCC unroll 8
-          for (int p = 0; p < kPlanes; ++p) in[p] = load(sums_ + (p * rows + row) * columns + column);
+#pragma GCC unroll 16
+          for (int p = 0; p < kPlanes; ++p) {
+            const int64_t index = p * rows + channel * chunks_of(p) + chunk - first_chunk(p);
+            in[p] = chunk < first_chunk(p) ? broadcast(T{0}) : load(sums_ + index * columns + column);
+          }
           Transform::invert_taps(in, w);
 #pragma GCC unroll 8
           for (int t = 0; t < kTaps; ++t) {
-            if (t < taps_of(row % plan_.chunks)) store(to + t * columns + column, w[t]);
+            const int64_t tap = tap_at(chunk, t);
+            if (tap >= 0) store(to + tap * columns + column, w[t]);
           }
         }
       }
