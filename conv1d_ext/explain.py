@@ -20,8 +20,8 @@ _OPERATORS = {
     "input gradient": "conv1d_backward_input",
     "weight gradient": "conv1d_backward_weight",
 }
-# Of four outputs, by the taps of a transform, of sums over 256 channels and more (csrc/cpu/toom_cook_inl.h); those of
-# two are the direct kernels'.
+# Of fours, by the taps of a transform, of sums over 256 channels and more (csrc/cpu/toom_cook_inl.h); those of pairs are
+# the direct kernels', or little more.
 _TOOM_COOK_ERRORS = {2: 5e-7, 3: 6e-7, 4: 1e-6, 5: 1.3e-6}
 _COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex128, torch.complex64)
 
@@ -94,10 +94,10 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
             plan["multiplications"] = f"{plan['multiplications'] / (flops / 2):.1%} of direct"
             if plan["algorithm"] == "fft":
                 plan["error"] = f"{_fft_error(real, plan['fft_length']):.0e} of the norm"
-            elif plan["outputs"] == 4:
+            elif plan["form"] == "fours":
                 plan["error"] = f"{_TOOM_COOK_ERRORS[plan['taps']]:.0e} of the norm"
             else:
-                plan["error"] = "as of direct sums"
+                plan["error"] = "as of direct sums" if plan["form"] == "pairs" else "1.2 x direct sums'"
         columns.append(cells | {field.replace("_", " "): str(value) for field, value in plan.items()})
     if parts > 1:
         print(f"as {parts} real convolutions, of this plan each:")

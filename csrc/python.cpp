@@ -289,7 +289,8 @@ py::dict plan(
   }
   if (family == Family::kToomCook) {
     fields["algorithm"] = "toom-cook";
-    fields["outputs"] = toom_cook.outputs;
+    constexpr const char* kForms[] = {"pairs", "pairs of pairs", "fours"};
+    fields["form"] = kForms[int(toom_cook.form)];
     fields["taps"] = toom_cook.taps;
     fields["chunks"] = toom_cook.chunks;
     fields["batch_block"] = toom_cook.batch_block;

@@ -43,18 +43,18 @@ def _without_matrix_unit() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=[2, 4])
-def outputs(request: pytest.FixtureRequest) -> int:
-    """Of a transform; four at reduced precision alone."""
+@pytest.fixture(params=[False, True], ids=["pairs", "fours"])
+def reduced(request: pytest.FixtureRequest) -> bool:
+    """Whether at reduced precision."""
     return request.param
 
 
 @pytest.fixture
-def everywhere(outputs: int) -> Iterator[None]:
+def everywhere(reduced: bool) -> Iterator[None]:
     """All that can go through the algorithm does."""
     before = _C.toom_cook_use()
     _C.set_toom_cook_use("where possible")
-    with cpu.flags(allow_reduced_precision=outputs == 4):
+    with cpu.flags(allow_reduced_precision=reduced):
         yield
     _C.set_toom_cook_use(before)
 
@@ -67,9 +67,9 @@ def errors(case: Case, dtype: torch.dtype = torch.float32) -> list[float]:
     return [((actual - expected).norm() / expected.norm().clamp(min=1)).item() for actual, expected in pairs]
 
 
-def check(case: Case, outputs: int, dtype: torch.dtype = torch.float32) -> None:
+def check(case: Case, reduced: bool, dtype: torch.dtype = torch.float32) -> None:
     """Some units for the transforms, and what sums of random numbers lose."""
-    transforms, sums = (12, 0.5) if outputs == 4 else (2, 0.2)
+    transforms, sums = (12, 0.5) if reduced else (2, 0.25)
     for op, error in zip(OPERATORS, errors(case, dtype), strict=True):
         assert error < (transforms + sums * math.sqrt(case.terms(op))) * torch.finfo(dtype).eps
 
@@ -82,27 +82,27 @@ def plan(
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_oracle(case: Case, isa: str, everywhere: None, outputs: int) -> None:
-    check(case, outputs)
+def test_matches_oracle(case: Case, isa: str, everywhere: None, reduced: bool) -> None:
+    check(case, reduced)
 
 
-@pytest.mark.parametrize("outputs", [2], indirect=True)
+@pytest.mark.parametrize("reduced", [False], indirect=True)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_float64_matches_oracle(case: Case, isa: str, everywhere: None, outputs: int) -> None:
-    check(case, outputs, torch.float64)
+def test_float64_matches_oracle(case: Case, isa: str, everywhere: None, reduced: bool) -> None:
+    check(case, reduced, torch.float64)
 
 
 @pytest.mark.parametrize("case", LARGE, ids=str)
-def test_matches_oracle_in_many_blocks(case: Case, isa: str, everywhere: None, outputs: int) -> None:
+def test_matches_oracle_in_many_blocks(case: Case, isa: str, everywhere: None, reduced: bool) -> None:
     operands = make_operands(case)
     transformed = results(OPS, case, *operands)
     with cpu.flags(allow_fft=False, allow_toom_cook=False):
         assert not all(map(torch.equal, transformed, results(OPS, case, *operands)))  # or this tests something else
-    check(case, outputs)
+    check(case, reduced)
     caches = _C.cache_sizes()
     try:
         _C.set_cache_sizes(4 << 10, 64 << 10)
-        check(case, outputs)
+        check(case, reduced)
     finally:
         _C.set_cache_sizes(*caches)
 
@@ -112,20 +112,21 @@ def test_error_stays_below_3e_6_up_to_1024_channels(kernel_size: int, everywhere
     assert max(errors(Case(1, 1024, 250, 48, kernel_size, padding=(kernel_size // 2,) * 2))) < 3e-6
 
 
-@pytest.mark.parametrize("outputs", [2], indirect=True)
-@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
+@pytest.mark.parametrize("reduced", [False], indirect=True)
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 7, 11])
 @pytest.mark.parametrize("channels", [64, 300, 1024])
 def test_pairs_are_as_precise_as_direct_sums(channels: int, kernel_size: int, everywhere: None) -> None:
+    """Those of pairs nearly."""
     case = Case(1, channels, 250, 48, kernel_size, padding=(kernel_size // 2,) * 2)
     pairs = errors(case)
     with cpu.flags(allow_fft=False, allow_toom_cook=False):
         direct = errors(case)
     for error, of_direct in zip(pairs, direct, strict=True):
-        assert error < 1.15 * of_direct
+        assert error < (1.15 if kernel_size <= 3 else 1.4) * of_direct
         assert error != of_direct  # or the same kernels computed both
 
 
-@pytest.mark.parametrize("outputs", [2], indirect=True)
+@pytest.mark.parametrize("reduced", [False], indirect=True)
 @pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 7])
 def test_pairs_of_small_integers_are_exact(kernel_size: int, everywhere: None) -> None:
     case = Case(2, 40, 300, 24, kernel_size, padding=(1, 1))
@@ -134,18 +135,21 @@ def test_pairs_of_small_integers_are_exact(kernel_size: int, everywhere: None) -
         assert torch.equal(actual.double(), expected)
 
 
-@pytest.mark.parametrize("outputs", [2], indirect=True)
+@pytest.mark.parametrize("reduced", [False], indirect=True)
 @pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 7])
 @pytest.mark.parametrize("dilation", [1, 3, 40])
 def test_pairs_depend_on_no_other_inputs_than_direct_sums(kernel_size: int, dilation: int, everywhere: None) -> None:
-    """To the bit, so that a loud passage adds no noise to a quiet one beyond its reach."""
+    """To the bit, so that a loud passage adds no noise to a quiet one beyond its reach. Of more than three taps an output
+    has traces of the inputs before it that taps would lie on if there were a multiple of four of them."""
     x, w = torch.randn(1, 20, 900), torch.randn(16, 20, kernel_size)
     for position in (450, 451, 450 + dilation):
         loud = x.clone()
         loud[:, :, position] *= 1e6
         change = OPS.conv1d(x, w, dilation=dilation) != OPS.conv1d(loud, w, dilation=dilation)
-        reached = {position - tap * dilation for tap in range(kernel_size)}
-        assert set(change.any(0).any(0).nonzero().flatten().tolist()) == reached
+        changed = set(change.any(0).any(0).nonzero().flatten().tolist())
+        assert changed >= {position - tap * dilation for tap in range(kernel_size)}
+        lead = 0 if kernel_size <= 3 else -kernel_size % 4
+        assert changed <= {position - tap * dilation for tap in range(-lead, kernel_size)}
 
 
 @pytest.mark.parametrize("spoil", ["input", "weight", "grad_output"])
@@ -165,12 +169,12 @@ def test_bits_depend_neither_on_threads_nor_on_the_batch(case: Case, everywhere:
     check_bits(case)
 
 
-def test_trains(outputs: int) -> None:
+def test_trains(reduced: bool) -> None:
     """Through autograd, as a user has it."""
     case = Case(2, 128, 2000, 128, 3, padding=(1, 1))
     layer = conv1d_ext.Conv1d(128, 128, 3, padding=1)
     x = torch.randn(2, 128, 2000, requires_grad=True)
-    with cpu.flags(allow_reduced_precision=outputs == 4):
+    with cpu.flags(allow_reduced_precision=reduced):
         y = layer(x)
         grad = torch.randn_like(y)
         actual = torch.autograd.grad(y, (x, layer.weight, layer.bias), grad)
@@ -178,7 +182,7 @@ def test_trains(outputs: int) -> None:
         assert not torch.equal(y, layer(x))  # it was taken
     expected = results(reference, case, x.detach(), layer.weight.detach(), layer.bias.detach(), grad)
     for value, exact in zip((y.detach(), *actual[:2]), expected, strict=True):
-        assert (value - exact).norm() < (2e-6 if outputs == 4 else 3e-7) * exact.norm()
+        assert (value - exact).norm() < (2e-6 if reduced else 3e-7) * exact.norm()
 
 
 def test_switches() -> None:
@@ -219,10 +223,10 @@ def mkldnn_precision(precision: str) -> AbstractContextManager:
 @pytest.mark.parametrize("setting", [convolution_precision, mkldnn_precision, torch.backends.flags])
 def test_torchs_switches_allow_four_outputs(setting: Callable[[str], AbstractContextManager]) -> None:
     """Those that torch's own convolution obeys, from the one for it up to the one for all."""
-    for precision, outputs in {"tf32": 4, "bf16": 4, "ieee": 2}.items():
+    for precision, form in {"tf32": "fours", "bf16": "fours", "ieee": "pairs"}.items():
         with setting(precision):
-            assert plan("conv1d", 256, 256, 3)["outputs"] == outputs
-        assert plan("conv1d", 256, 256, 3)["outputs"] == 2
+            assert plan("conv1d", 256, 256, 3)["form"] == form
+        assert plan("conv1d", 256, 256, 3)["form"] == "pairs"
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -231,22 +235,24 @@ def test_is_chosen_where_it_is_faster(op: str) -> None:
     others = [plan(op, 256, 256, 1), plan(op, 256, 256, 3, stride=2), plan(op, 256, 256, 3, groups=256)]
     others += [plan(op, 1, 64, 3), plan(op, 64, 1, 3), plan(op, 8, 8, 3), plan(op, 256, 256, 3, in_length=9)]
     others += [plan(op, 256, 256, 3, "bfloat16"), plan(op, 256, 256, 3, accumulate=True), plan(op, 16, 16, 512)]
-    for layer in [(256, 256, 3), (128, 128, 3), (512, 512, 3)]:
-        for dtype in ("float32", "float64"):
-            assert plan(op, *layer, dtype)["outputs"] == 2
+    for dtype in ("float32", "float64"):
+        for layer in [(256, 256, 3), (128, 128, 3), (512, 512, 3)]:
+            assert plan(op, *layer, dtype)["form"] == "pairs"
+        for layer in [(128, 128, 4), (256, 256, 4), (128, 128, 7)]:
+            assert plan(op, *layer, dtype)["form"] == "pairs of pairs"
     with cpu.flags(allow_reduced_precision=True):
         for layer in [(256, 256, 3), (128, 128, 5), (512, 512, 7), (256, 256, 11), (80, 512, 3)]:
-            assert plan(op, *layer)["outputs"] == 4
-        assert plan(op, 256, 256, 3, dilation=4)["outputs"] == 4
-        assert plan(op, 512, 512, 3, groups=2)["outputs"] == 4
-        assert plan(op, 256, 256, 3, "float64")["outputs"] == 2
+            assert plan(op, *layer)["form"] == "fours"
+        assert plan(op, 256, 256, 3, dilation=4)["form"] == "fours"
+        assert plan(op, 512, 512, 3, groups=2)["form"] == "fours"
+        assert plan(op, 256, 256, 3, "float64")["form"] == "pairs"
         others += [plan(op, 1, 64, 3), plan(op, 8, 8, 3)]
     assert "toom-cook" not in {other["algorithm"] for other in others}
 
 
 @pytest.mark.parametrize("op", OPERATORS[:2])
-def test_choice_does_not_depend_on_the_batch(op: str, outputs: int) -> None:
-    with cpu.flags(allow_reduced_precision=outputs == 4):
+def test_choice_does_not_depend_on_the_batch(op: str, reduced: bool) -> None:
+    with cpu.flags(allow_reduced_precision=reduced):
         for channels in range(8, 200, 8):
             plans = [plan(op, channels, channels, 3, in_length=50, batch=batch) for batch in (1, 3, 100)]
             assert len({this["algorithm"] for this in plans}) == 1
@@ -266,13 +272,13 @@ def test_memory_is_bounded(op: str, kind: str, everywhere: None) -> None:
                 assert this["scratch_bytes"] + this["shared_bytes"] <= 4 << 20
 
 
-def test_explained(capsys: pytest.CaptureFixture, outputs: int) -> None:
-    with cpu.flags(allow_reduced_precision=outputs == 4):
+def test_explained(capsys: pytest.CaptureFixture, reduced: bool) -> None:
+    with cpu.flags(allow_reduced_precision=reduced):
         conv1d_ext.explain(torch.nn.Conv1d(256, 256, 3), (1, 256, 4000))
     lines = capsys.readouterr().out.splitlines()
     rows = {line[:16].strip(): line[16:].split() for line in lines}
     assert rows["algorithm"] == ["toom-cook"] * 3
     shares = [float(word[:-1]) for word in rows["multiplications"] if word.endswith("%")]
     assert len(shares) == 3
-    assert max(shares) < (51 if outputs == 4 else 67)
-    assert rows["error"][0] == ("6e-07" if outputs == 4 else "as")
+    assert max(shares) < (51 if reduced else 67)
+    assert rows["error"][0] == ("6e-07" if reduced else "as")

@@ -122,12 +122,21 @@ struct ToomCookPlanner {
   // For a vector of patches: the transform, and the way between a tensor's row and its patches, by runs of `dilation`.
   double patches_cost() const {
     const double transform = form != ToomCookForm::kPairs ? 70 : short_fmas ? 90 : 60;
-    return p.dilation == 1 ? transform : near ? 60 + 24.0 * tile.lanes / p.dilation : 200;
+    if (p.dilation == 1) return transform;
+    if (near) return 60 + 24.0 * tile.lanes / p.dilation;
+    return form == ToomCookForm::kPairsOfPairs ? 300 + 2000.0 / p.dilation : 200;
   }
-  // Sums of a pair's short parts are added up more often. `filled_once`: a block's panel, of all channels.
+  // Short parts of sums are added up more often. `filled_once`: a block's panel, of all channels.
   double product_cost(bool filled_once) const {
-    if (form == ToomCookForm::kFours) return 1.08;
-    return !filled_once ? 1.25 : short_fmas ? 1.2 : 1.08;
+    switch (form) {
+      case ToomCookForm::kPairs:
+        return !filled_once ? 1.25 : short_fmas ? 1.12 : 1.08;
+      case ToomCookForm::kPairsOfPairs:
+        return short_fmas ? (filled_once ? 1.35 : 1.6) : filled_once ? 1.2 : 1.27;
+      case ToomCookForm::kFours:
+        break;
+    }
+    return 1.08;
   }
 
   void plan_rows(ToomCookPlan& plan) const {
@@ -198,11 +207,12 @@ struct ToomCookPlanner {
     plan.out_block = balanced_block(rows, std::max(tile_columns, side), tile.lanes);
     plan.channel_block = balanced_block(channels, sums / (plan.planes * plan.chunks * plan.out_block), 1);
     const int64_t l1_patches = cache.l1 * 3 / 4 / element / std::min(plan.out_block, tile_columns);
-    plan.reduction_block = std::max<int64_t>(32, outputs == 2 ? std::min(l1_patches, longest_part) : l1_patches);
+    const int64_t block = std::max<int64_t>(32, l1_patches);
+    plan.reduction_block = form == ToomCookForm::kFours ? block : std::min(block, longest_part);
     const auto fits = [&](int64_t patches) {
       return plan.planes * (plan.channel_block * patches + plan.out_block * patches) <= l2 / 2;
     };
-    int64_t limit = plan.reduction_block;
+    int64_t limit = form == ToomCookForm::kPairs ? plan.reduction_block : block;
     while (limit > 2 * tile.lanes && !fits(limit + halo(plan))) limit -= tile.lanes;
     const int64_t most_channels = l2 / 2 / (plan.planes * (limit + halo(plan)));
     plan.channel_block = balanced_block(channels, std::min(plan.channel_block, most_channels), 1);
@@ -227,7 +237,7 @@ struct ToomCookPlanner {
     const double products = double(rows) * channels * plan.products, items = p.batch;
     const double patches = items * plan.patches / tile.lanes;
     plan.cycles =
-        p.groups * (products * patches * 1.35 + products / tile.lanes * 20 * plan.reduction_chunks +
+        p.groups * (products * patches * (form == ToomCookForm::kPairsOfPairs ? 1.48 : 1.35) + products / tile.lanes * 20 * plan.reduction_chunks +
                     channels * items * vectors(plan, halo(plan)) * patches_cost() * ceil_div(rows, plan.out_block) +
                     rows * items * vectors(plan, 0) * (patches_cost() + 30) * ceil_div(channels, plan.channel_block));
     plan.multiplications = p.groups * (products * p.batch * plan.patches);

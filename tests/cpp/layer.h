@@ -116,9 +116,8 @@ class Layer {
   // as these, and tiny caches make hundreds of passes (tests/test_fft.py has all of them).
   bool tests(Indirect by, Op op) const {
     if (by.family == Family::kToomCook) {
-      const int64_t outputs = by.reduced_precision ? 4 : 2;
       const ToomCookPlan plan = toom_cook_plan(op, by.reduced_precision);
-      return plan.taps > 0 && plan.outputs == outputs;
+      return plan.taps > 0 && (plan.form == ToomCookForm::kFours) == by.reduced_precision;
     }
     if (by.family == Family::kAmx) return amx_plan(op).pieces > 0;
     const FftPlan plan = fft_plan(op);
