@@ -33,6 +33,8 @@ LARGE = [
     Case(1, 300, 500, 40, 3, padding=(16, 16), dilation=16),
     Case(1, 9, 1100, 8, 37, padding=(18, 18), padding_mode="replicate"),
     Case(1, 10, 400, 10, 2, padding=(1000, 0), dilation=1000),
+    Case(3, 520, 111, 16, 5, padding=(2, 2)),
+    Case(2, 1100, 60, 9, 4),
 ]
 
 
@@ -238,10 +240,10 @@ def test_is_chosen_where_it_is_faster(op: str) -> None:
     for dtype in ("float32", "float64"):
         for layer in [(256, 256, 3), (128, 128, 3), (512, 512, 3)]:
             assert plan(op, *layer, dtype)["form"] == "pairs"
-        for layer in [(128, 128, 4), (256, 256, 4), (128, 128, 7)]:
+        for layer in [(128, 128, 4), (256, 256, 4), (256, 256, 5)]:
             assert plan(op, *layer, dtype)["form"] == "pairs of pairs"
     with cpu.flags(allow_reduced_precision=True):
-        for layer in [(256, 256, 3), (128, 128, 5), (512, 512, 7), (256, 256, 11), (80, 512, 3)]:
+        for layer in [(256, 256, 3), (128, 128, 5), (512, 512, 7), (80, 512, 3)]:
             assert plan(op, *layer)["form"] == "fours"
         assert plan(op, 256, 256, 3, dilation=4)["form"] == "fours"
         assert plan(op, 512, 512, 3, groups=2)["form"] == "fours"

@@ -119,11 +119,11 @@ struct KernelSet {
   void (*backward_weight_sum)(const Conv1dProblem&, const Plan&, const BackwardWeightArgs&, int64_t begin, int64_t end);
   void (*backward_bias)(const Conv1dProblem&, const BackwardBiasArgs&, int64_t begin, int64_t end);
 
-  FftKernels fft;                     // of types that are computed as they are stored
+  FftKernels fft;                      // of types that are computed as they are stored
   ToomCookKernels toom_cook_pairs[2];  // of these, too: plan.taps = 2, 3
   ToomCookKernels toom_cook_pairs_of_pairs;
   ToomCookKernels toom_cook_fours[4];  // of float: plan.taps = 2..5
-  AmxKernels amx;                     // where sizes.pieces > 0
+  AmxKernels amx;                      // where sizes.pieces > 0
 };
 
 inline const ToomCookKernels& toom_cook_kernels(const KernelSet& set, const ToomCookPlan& plan) {

@@ -3,31 +3,26 @@
 namespace conv1d_ext {
 namespace {
 
-double batch_cycles(Op op, const ToomCookPlan& plan) {
-  return (op == Op::kBackwardWeight ? 1 : double(kTypicalBatch)) * plan.cycles;
-}
-
 // What tests ask for comes first, then what is estimated to be faster.
-Family choose_transform(Op op, const Plans& plans, Uses uses) {
+Family choose_transform(const Plans& plans, Uses uses) {
   // Beside the matrix unit pairs of outputs have not been measured.
-  const bool fours = plans.toom_cook.form == ToomCookForm::kFours;
-  const bool not_measured = plans.amx.pieces > 0 && !fours && uses.toom_cook != Use::kWherePossible;
+  const bool not_measured =
+      plans.amx.pieces > 0 && plans.toom_cook.form != ToomCookForm::kFours && uses.toom_cook != Use::kWherePossible;
   if (plans.toom_cook.taps == 0 || not_measured) return plans.fft.length == 0 ? Family::kDirect : Family::kFft;
   if (plans.fft.length == 0 || uses.toom_cook == Use::kWherePossible) return Family::kToomCook;
   if (uses.fft == Use::kWherePossible) return Family::kFft;
-  if (plans.toom_cook.cycles >= 0.95 * plans.fft.cycles) return Family::kFft;
-  // Pairs of outputs must be faster in a batch, too, whose items share the spectra of weights.
-  const bool faster = fours || batch_cycles(op, plans.toom_cook) < plans.fft.batch_cycles;
-  return faster ? Family::kToomCook : Family::kFft;
+  // In the geometric mean of one item and a batch, which shares the transformed weights.
+  const double fft = plans.fft.cycles * plans.fft.batch_cycles;
+  return plans.toom_cook.cycles * plans.toom_cook.batch_cycles < fft ? Family::kToomCook : Family::kFft;
 }
 
-Family choose(Op op, const Plans& plans, Uses uses) {
-  const Family transform = choose_transform(op, plans, uses);
+Family choose(const Plans& plans, Uses uses) {
+  const Family transform = choose_transform(plans, uses);
   if (plans.amx.pieces == 0) return transform;
   if (uses.amx == Use::kWherePossible || transform == Family::kDirect) return Family::kAmx;
   const bool fft = transform == Family::kFft;
   if ((fft ? uses.fft : uses.toom_cook) == Use::kWherePossible) return transform;
-  const double cycles = fft ? plans.fft.batch_cycles : batch_cycles(op, plans.toom_cook);
+  const double cycles = fft ? plans.fft.batch_cycles : plans.toom_cook.batch_cycles;
   return cycles < plans.amx.batch_cycles ? transform : Family::kAmx;
 }
 
@@ -40,7 +35,7 @@ Plans make_plans(
       make_fft_plan(op, problem, sizes, tile, cache, uses.fft),
       make_toom_cook_plan(op, problem, sizes, tile, cache, uses.toom_cook, uses.reduced_precision),
       make_amx_plan(op, problem, sizes, tile, cache, uses.amx)};
-  plans.family = choose(op, plans, uses);
+  plans.family = choose(plans, uses);
   return plans;
 }
 

@@ -11,15 +11,15 @@ template <class Transform>
 class ToomCookConv : ToomCookPanel<Transform> {
   using Base = ToomCookPanel<Transform>;
   using Base::kTaps, Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::tap_at,
-      Base::first_chunk, Base::chunks_of, Base::chunks_before, Base::panel_channel, Base::load_lanes, Base::store_lanes, Base::for_runs, Base::source_row, Base::raise_alarm,
-      Base::p_, Base::plan_, Base::args_, Base::view_, Base::scratch_, Base::panel_, Base::sums_, Base::line_,
-      Base::b_step_;
+      Base::first_chunk, Base::chunks_of, Base::chunks_before, Base::panel_channel, Base::load_lanes, Base::store_lanes,
+      Base::for_runs, Base::source_row, Base::raise_alarm, Base::p_, Base::plan_, Base::args_, Base::view_,
+      Base::scratch_, Base::panel_, Base::sums_, Base::line_, Base::b_step_;
   using typename Base::Block, typename Base::T;
   static constexpr int64_t kColumns = max_vectors(kTileRows) * kLanes;
 
  public:
   ToomCookConv(Op op, const Conv1dProblem& problem, const ToomCookPlan& plan, const TiledArgs& args, void* memory)
-      : Base(op, problem, plan, args, memory), group_sums_(scratch_.template take<T>(kTileRows * kColumns)) {}
+      : Base(op, problem, plan, args, memory), span_sums_(scratch_.template take<T>(kTileRows * kColumns)) {}
 
   // Work units: the row tiles of the pass. Their weights are [tile][plane][channel][chunk of the plane][row].
   void pack_weights(int64_t begin, int64_t end) const {
@@ -62,7 +62,7 @@ class ToomCookConv : ToomCookPanel<Transform> {
     // Of planes with all chunks, and of those without the first.
     int64_t* step = b_step_;
     for (int64_t first = 0; first < 2; ++first) {
-      for (int64_t channel = 0; channel < group_channels(first); ++channel) {
+      for (int64_t channel = 0; channel < span_channels(first); ++channel) {
         for (int64_t chunk = first; chunk < plan_.chunks; ++chunk) {
           *step++ = channel * panel_channel() + chunk * p_.dilation;
         }
@@ -100,8 +100,8 @@ class ToomCookConv : ToomCookPanel<Transform> {
   int64_t part_channels(int64_t first_chunk) const {
     return first_chunk == 0 ? plan_.part_channels : plan_.other_part_channels;
   }
-  int64_t group_channels(int64_t first_chunk) const {
-    return min_of(plan_.channel_block, kGroupParts * part_channels(first_chunk));
+  int64_t span_channels(int64_t first_chunk) const {
+    return min_of(plan_.channel_block, kSpanParts * part_channels(first_chunk));
   }
 
   int64_t group_weight(int64_t group) const { return group * (p_.out_channels / p_.groups) * p_.weight.out_channel; }
@@ -199,30 +199,30 @@ class ToomCookConv : ToomCookPanel<Transform> {
       for (int plane = 0; plane < kPlanes; ++plane) {
         const int64_t first = first_chunk(plane), chunks = chunks_of(plane);
         T* sums = to + plane * plan_.sum_width + column;
-        tile.b_step = b_step_ + first * group_channels(0) * plan_.chunks;
+        tile.b_step = b_step_ + first * span_channels(0) * plan_.chunks;
         tile.part_steps = part_channels(first) * chunks;
-        for (int64_t group = channel0; group < channel1; group += group_channels(first)) {
-          // The first groups' parts are added up where the sums are, later ones by themselves before.
-          tile.c = group == 0 ? sums : group_sums_;
-          tile.c_row = group == 0 ? kPlanes * plan_.sum_width : kColumns;
-          tile.steps = min_of(group_channels(first), channel1 - group) * chunks;
-          tile.a = weights + (chunks_before(plane) * view_.channels + group * chunks) * rows.rows;
-          tile.b = panel_ + (group - channel0) * panel_channel() + plane * plan_.panel_width + column;
+        for (int64_t span = channel0; span < channel1; span += span_channels(first)) {
+          // A span's parts are added up in the register tile, the first one's where the sums are.
+          tile.c = span == 0 ? sums : span_sums_;
+          tile.c_row = span == 0 ? kPlanes * plan_.sum_width : kColumns;
+          tile.steps = min_of(span_channels(first), channel1 - span) * chunks;
+          tile.a = weights + (chunks_before(plane) * view_.channels + span * chunks) * rows.rows;
+          tile.b = panel_ + (span - channel0) * panel_channel() + plane * plan_.panel_width + column;
           tile.next = results.any_left() ? &results : &next;
           run_rows<T, true, 1>(tile, rows.rows);
-          if (group > 0) add_group(rows.rows, tile.columns, sums);
+          if (span > 0) add_span(rows.rows, tile.columns, sums);
         }
       }
       if (channel1 == view_.channels) invert(block, rows, to + column, tile.columns);
     }
   }
 
-  void add_group(int64_t rows, int64_t columns, T* sums) const {
-    const T* group = group_sums_;
-    for (int64_t r = 0; r < rows; ++r, sums += kPlanes * plan_.sum_width, group += kColumns) {
+  void add_span(int64_t rows, int64_t columns, T* sums) const {
+    const T* span = span_sums_;
+    for (int64_t r = 0; r < rows; ++r, sums += kPlanes * plan_.sum_width, span += kColumns) {
       for (int64_t i = 0; i < columns; i += kLanes) {
         const int64_t lanes = min_of(kLanes, columns - i);
-        store_lanes(sums + i, add(load_lanes(sums + i, lanes), load_lanes(group + i, lanes)), lanes);
+        store_lanes(sums + i, add(load_lanes(sums + i, lanes), load_lanes(span + i, lanes)), lanes);
       }
     }
   }
@@ -311,7 +311,7 @@ class ToomCookConv : ToomCookPanel<Transform> {
     }
   }
 
-  T* group_sums_;  // of a register tile
+  T* span_sums_;  // of a register tile
 };
 
 }  // namespace

@@ -4,8 +4,8 @@
 // transform w, multiply number by number, transform back. All transforms are linear, so sums over channels (and over
 // chunks of taps) are taken of the products, and only what they add up to is transformed back.
 //
-// The transforms have their numbers in the order of planes. Those of two sums are as precise as direct ones, those of
-// four faster, and not as precise.
+// The transforms have their numbers in the order of planes. Those of pairs of sums are as precise as direct ones, those
+// of pairs of pairs nearly, those of four by points less.
 #pragma once
 
 namespace conv1d_ext {
@@ -88,9 +88,9 @@ class ToomCook<Number, 2, 3> {
   }
 };
 
-// F(4, 4) by pairs of pairs: F(2, 2) of blocks of two, [0, 1] and [2, 3], whose products are F(2, 2) themselves. It takes
-// 9 multiplications, two more than Toom-Cook's algorithm at 7 points, but is nearly as precise as F(2, 2), and small
-// integers come out exactly, too. Planes: [of blocks][within a block].
+// F(4, 4) by pairs of pairs: F(2, 2) of blocks of two, [0, 1] and [2, 3], whose products are F(2, 2) themselves. It
+// takes 9 multiplications, two more than Toom-Cook's algorithm at 7 points, but is nearly as precise as F(2, 2), and
+// small integers come out exactly, too. Planes: [of blocks][within a block].
 template <class Number>
 class PairsOfPairs {
  public:

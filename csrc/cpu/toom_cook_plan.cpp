@@ -16,6 +16,9 @@ constexpr int64_t kMostPackedBytes = 11 << 18, kMostPartialBytes = 2 << 20;
 // Kernels that pairs of outputs take; of longer ones pairs of pairs have fewer products.
 constexpr int64_t kPairTaps = 3;
 
+// What is faster in a batch may take 1 / kLeastAlone times as long alone.
+constexpr double kLeastAlone = 0.9;
+
 // Longer kernels are the Fourier transform's.
 constexpr int64_t kMostTaps = 128;
 
@@ -66,7 +69,8 @@ struct ToomCookPlanner {
         return;
       }
       case ToomCookForm::kFours:
-        // Of those in chunks of four taps the one with the fewest products, or of fewer planes, since its error is less.
+        // Of those in chunks of four taps the one with the fewest products, or of fewer planes, since its error is
+        // less.
         plan.taps = std::min(taps, outputs);
         if (taps % outputs == 1 && 2 * outputs * (plan.chunks - 1) < (2 * outputs - 1) * plan.chunks) {
           plan.taps = outputs + 1;
@@ -77,13 +81,21 @@ struct ToomCookPlanner {
     plan.products = plan.planes * plan.chunks;
   }
 
-  // Blocks of patches of about `limit`, and batch items side by side where rows are shorter. `fits(patches)`: whether
-  // the memory for so many, halo included, does.
+  // Elements from plane to plane of a panel with so many items: what is stored and what is read, in whole vectors.
+  int64_t panel_width(const ToomCookPlan& plan, int64_t items) const {
+    const int64_t line = 64 / element, before = (items - 1) * plan.item_pitch;
+    const int64_t stored = before + round_up(plan.item_pitch, tile.lanes);
+    const int64_t read = halo(plan) + round_up(before + plan.item_pitch - halo(plan), tile.lanes);
+    return (ceil_div(std::max(stored, read), line) | 1) * line;
+  }
+
+  // Blocks of patches of about `limit`, and batch items side by side where rows are shorter. `fits(width)`: whether the
+  // memory for rows of a panel that are so wide does.
   template <class Fits>
   void choose_patches(ToomCookPlan& plan, int64_t limit, const Fits& fits) const {
     plan.patch_step = near && p.dilation > 1 ? p.dilation : tile.lanes;
-    plan.patch_block = balanced_block(
-        plan.patches, std::max(limit / plan.patch_step, int64_t{1}) * plan.patch_step, plan.patch_step);
+    plan.patch_block =
+        balanced_block(plan.patches, std::max(limit / plan.patch_step, int64_t{1}) * plan.patch_step, plan.patch_step);
     plan.patch_blocks = ceil_div(plan.patches, plan.patch_block);
     plan.item_pitch = plan.patch_block + halo(plan);
     plan.batch_block = 1;
@@ -91,21 +103,16 @@ struct ToomCookPlanner {
       plan.patch_block = plan.patches;
       plan.item_pitch = plan.patches + halo(plan);
       plan.batch_block = std::clamp<int64_t>(limit / plan.item_pitch, 1, std::max<int64_t>(1, p.batch));
-      while (plan.batch_block > 1 && !fits(plan.batch_block * plan.item_pitch)) --plan.batch_block;
+      while (plan.batch_block > 1 && !fits(panel_width(plan, plan.batch_block))) --plan.batch_block;
     }
-    const int64_t line = 64 / element;
-    // Of what is stored and what is read, in whole vectors.
-    const int64_t items_before = (plan.batch_block - 1) * plan.item_pitch;
-    const int64_t stored = items_before + round_up(plan.item_pitch, tile.lanes);
-    const int64_t read = halo(plan) + round_up(items_before + plan.item_pitch - halo(plan), tile.lanes);
-    plan.panel_width = (ceil_div(std::max(stored, read), line) | 1) * line;
+    plan.panel_width = panel_width(plan, plan.batch_block);
     plan.patch_width = round_up(plan.patch_block + halo(plan) + 2 * tile.lanes, tile.lanes) + tile.lanes;
     plan.line_elements = outputs * (plan.patch_width + tile.lanes);
   }
 
   void finish(ToomCookPlan& plan) const {
-    const int64_t elements = plan.panel_elements + plan.sum_elements + plan.group_elements + plan.grad_elements + plan.line_elements +
-                             plan.gathered_rows * plan.patch_width + plan.slab_elements;
+    const int64_t elements = plan.panel_elements + plan.sum_elements + plan.span_elements + plan.grad_elements +
+                             plan.line_elements + plan.gathered_rows * plan.patch_width + plan.slab_elements;
     plan.scratch_bytes =
         int64_t{10} * 64 + elements * element + (2 * plan.step_table + plan.row_table) * int64_t{sizeof(int64_t)};
   }
@@ -147,7 +154,11 @@ struct ToomCookPlanner {
     const auto fits = [&](int64_t patches) { return channels * plan.planes * patches <= budget; };
     int64_t limit = 2 * tile_columns;
     if (!fits(limit + halo(plan))) limit = form != ToomCookForm::kFours ? tile_columns : tile_columns * 4 / 3;
-    choose_patches(plan, std::max(limit, halo(plan)), fits);
+    // The panel's rows are a little longer than the patches in it, so that a whole one may take a little more. Items
+    // side by side must have a whole one: where it begins anew, sums of parts do, and they must not depend on the
+    // batch.
+    const auto whole = [&](int64_t width) { return channels * plan.planes * width <= budget * 5 / 4; };
+    choose_patches(plan, std::max(limit, halo(plan)), whole);
     const int64_t most_channels = budget / (plan.planes * (plan.patch_block + halo(plan)));
     const auto part = [&](int64_t chunks) {
       return balanced_block(channels, std::min(most_channels, longest_part / std::max<int64_t>(1, chunks)), 1);
@@ -156,10 +167,8 @@ struct ToomCookPlanner {
     plan.other_part_channels = part(plan.chunks - 1);
     const int64_t channel_elements = plan.planes * plan.panel_width;
     const int64_t parts = budget / channel_elements / plan.part_channels;
-    // The panel's rows are a little longer than the patches in it, so that a whole one may take a little more.
-    plan.channel_block = channels * channel_elements <= budget * 5 / 4
-                             ? channels
-                             : balanced_block(channels, parts * plan.part_channels, plan.part_channels);
+    plan.channel_block =
+        whole(plan.panel_width) ? channels : balanced_block(channels, parts * plan.part_channels, plan.part_channels);
     const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + plan.patch_block;
     plan.sum_width = round_up(columns, tile.lanes) + tile.lanes;
     plan.row_tiles = ceil_div(rows, tile.rows);
@@ -169,16 +178,16 @@ struct ToomCookPlanner {
         plan.channel_block * channel_elements + 64,
         kMostPackTiles * ((kTapStep + p.kernel_size) * tile.rows + kPackSlack));
     plan.sum_elements = plan.tile_block * tile_sums;
-    plan.group_elements = tile.rows * tile_columns;
+    plan.span_elements = tile.rows * tile_columns;
     plan.gathered_rows = near ? outputs : outputs + plan.taps - 1;
     const auto steps = [&](int64_t part_channels, int64_t chunks) {
-      return std::min(plan.channel_block, kGroupParts * part_channels) * chunks;
+      return std::min(plan.channel_block, kSpanParts * part_channels) * chunks;
     };
     plan.step_table = steps(plan.part_channels, plan.chunks) + steps(plan.other_part_channels, plan.chunks - 1);
     const int64_t tile_bytes = tile.rows * channels * plan.products * element;
     const int64_t tiles = p.groups * plan.row_tiles, most = kMostPackedBytes / tile_bytes;
     if (most == 0) {
-      plan.cycles = std::numeric_limits<double>::infinity();
+      plan.cycles = plan.batch_cycles = std::numeric_limits<double>::infinity();
       return;
     }
     plan.pass_tiles = balanced_block(tiles, most, 1);
@@ -194,9 +203,12 @@ struct ToomCookPlanner {
     // Weights are transposed on the way; backward_input has short pieces of them.
     const double weights_cost = op == Op::kBackwardInput ? 28 : 17;
     const double product = product_cost(plan.channel_block >= channels && fills == 1);
-    plan.cycles = edges + p.groups * (products * vectors(plan, 0) * product + products / tile.lanes * weights_cost +
-                                      fills * channels * vectors(plan, halo(plan)) * patches_cost() +
-                                      rows * vectors(plan, 0) * patches_cost());
+    const double item =
+        edges + p.groups * (products * vectors(plan, 0) * product +
+                            (fills * channels * vectors(plan, halo(plan)) + rows * vectors(plan, 0)) * patches_cost());
+    const double transformed_weights = p.groups * products / tile.lanes * weights_cost;
+    plan.cycles = item + transformed_weights;
+    plan.batch_cycles = kTypicalBatch * item + transformed_weights;
     plan.multiplications = p.groups * (products * p.batch * plan.patches);
   }
 
@@ -237,9 +249,11 @@ struct ToomCookPlanner {
     const double products = double(rows) * channels * plan.products, items = p.batch;
     const double patches = items * plan.patches / tile.lanes;
     plan.cycles =
-        p.groups * (products * patches * (form == ToomCookForm::kPairsOfPairs ? 1.48 : 1.35) + products / tile.lanes * 20 * plan.reduction_chunks +
+        p.groups * (products * patches * (form == ToomCookForm::kPairsOfPairs ? 1.48 : 1.35) +
+                    products / tile.lanes * 20 * plan.reduction_chunks +
                     channels * items * vectors(plan, halo(plan)) * patches_cost() * ceil_div(rows, plan.out_block) +
                     rows * items * vectors(plan, 0) * (patches_cost() + 30) * ceil_div(channels, plan.channel_block));
+    plan.batch_cycles = plan.cycles;
     plan.multiplications = p.groups * (products * p.batch * plan.patches);
   }
 
@@ -268,11 +282,14 @@ struct ToomCookPlanner {
       // Results must not depend on the batch, and so neither must the choice.
       Conv1dProblem alone = p;
       alone.batch = 1;
-      plan.cycles = ToomCookPlanner{op, alone, sizes, tile, cache, Use::kWherePossible, form}.plan().cycles;
+      const ToomCookPlan other = ToomCookPlanner{op, alone, sizes, tile, cache, Use::kWherePossible, form}.plan();
+      plan.cycles = other.cycles, plan.batch_cycles = other.batch_cycles;
     }
-    const double least_gain = form == ToomCookForm::kFours ? 1.1 : 1.05;
-    const bool taken = use == Use::kWherePossible ? std::isfinite(plan.cycles) : plan.cycles < direct() / least_gain;
-    return taken ? plan : ToomCookPlan{};
+    // Alone, and in a batch, whose items share the transformed weights: the geometric mean counts.
+    const double least_gain = form == ToomCookForm::kFours ? 1.1 : 1.05, gain = direct() / plan.cycles;
+    const double batch_gain = direct() * (weights ? 1 : kTypicalBatch) / plan.batch_cycles;
+    const bool faster = gain >= kLeastAlone && gain * batch_gain > least_gain * least_gain;
+    return (use == Use::kWherePossible ? std::isfinite(plan.cycles) : faster) ? plan : ToomCookPlan{};
   }
 };
 

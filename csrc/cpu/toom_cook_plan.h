@@ -12,6 +12,7 @@
 
 namespace conv1d_ext {
 
+// Classes of toom_cook_inl.h: ToomCook<., 2, r>, for r = 2 and 3; PairsOfPairs, for more; ToomCook<., 4, r>, r = 2..5.
 enum class ToomCookForm { kPairs, kPairsOfPairs, kFours };
 
 struct ToomCookPlan {
@@ -32,13 +33,13 @@ struct ToomCookPlan {
   int64_t panel_width;  // elements from plane to plane of a panel
 
   // forward and backward_input
-  int64_t channel_block;  // source channels per panel
-  int64_t part_channels;  // per part of a sum, as in Plan
+  int64_t channel_block;        // source channels per panel
+  int64_t part_channels;        // per part of a sum, as in Plan
   int64_t other_part_channels;  // of planes that leave the first chunk out
-  int64_t row_tiles;      // register tiles of result rows in a group
-  int64_t pass_tiles;     // of all groups, whose weights are held at a time
-  int64_t tile_block;     // row tiles whose sums are held at a time
-  int64_t sum_width;      // elements from plane to plane of sums
+  int64_t row_tiles;            // register tiles of result rows in a group
+  int64_t pass_tiles;           // of all groups, whose weights are held at a time
+  int64_t tile_block;           // row tiles whose sums are held at a time
+  int64_t sum_width;            // elements from plane to plane of sums
 
   // backward_weight: a block of weights is channel_block x out_block
   int64_t out_block;         // output channels, in whole vectors
@@ -47,7 +48,7 @@ struct ToomCookPlan {
 
   // Scratch memory of a thread: the panel, sums, backward_weight's transformed grad_output; a row as it is, rows taken
   // apart into patches, and a vector of them transposed; entries of the tables of offsets.
-  int64_t panel_elements, sum_elements, group_elements, grad_elements;
+  int64_t panel_elements, sum_elements, span_elements, grad_elements;
   int64_t line_elements, patch_width, gathered_rows, slab_elements;
   int64_t step_table, row_table;
 
@@ -56,17 +57,19 @@ struct ToomCookPlan {
   int64_t packed_bytes;    // shared: transformed weights of a pass
   int64_t partial_bytes;   // shared: partial sums of backward_weight
   double multiplications;  // of real numbers, in all; the direct method has one for each tap
-  double cycles;           // as estimated, in the measure of FftPlan
+  double cycles;           // of one batch item, as estimated, in the measure of FftPlan
+  double batch_cycles;     // the same of kTypicalBatch; backward_weight: both of its batch
 };
 
 // Taps of one row of weights, of a few channels, that are packed or unpacked together.
 constexpr int64_t kTapStep = 64;
 
-// Parts of a sum over channels that are added up by themselves.
-constexpr int64_t kGroupParts = 8;
+// Parts of a sum over channels that are added up one after the other. Of more, such spans are: parts are short, and the
+// errors of adding them up grow with their number.
+constexpr int64_t kSpanParts = 8;
 
-// Patches of two outputs have the errors of direct sums. `reduced_precision`: whether the caller allows four, in
-// float32, whose errors are some times that.
+// Pairs have the errors of direct sums, pairs of pairs up to 1.3 times those. `reduced_precision`: whether the caller
+// allows fours, in float32, whose errors are some times as large.
 ToomCookPlan make_toom_cook_plan(
     Op op, const Conv1dProblem& problem, ElementSizes sizes, const TileShape& tile, CacheSizes cache, Use use,
     bool reduced_precision);
