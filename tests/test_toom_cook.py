@@ -1,5 +1,5 @@
 """Convolution through Toom-Cook's algorithm: right on every shape, taken only where it is allowed, as precise as the
-direct kernels by two outputs at a time, by four less precise by no more than it says."""
+direct kernels by pairs, and less precise by pairs of pairs and by fours by no more than it says."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -35,7 +35,12 @@ LARGE = [
     Case(1, 10, 400, 10, 2, padding=(1000, 0), dilation=1000),
     Case(3, 520, 111, 16, 5, padding=(2, 2)),
     Case(2, 1100, 60, 9, 4),
+    Case(2, 320, 150, 20, 6, padding=(3, 0), padding_mode="circular"),
+    Case(1, 20, 900, 18, 5, padding=(12, 12), dilation=2),
 ]
+
+# For a panel, and for what a block has more for the chunks of a kernel.
+WIDE = {"wide panel": (512, 192, 5, {"dilation": 15}), "long chunks": (512, 192, 128, {"dilation": 16})}
 
 
 @pytest.fixture(autouse=True)
@@ -109,13 +114,13 @@ def test_matches_oracle_in_many_blocks(case: Case, isa: str, everywhere: None, r
         _C.set_cache_sizes(*caches)
 
 
-@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 7, 11])
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 6, 7, 11])
 def test_error_stays_below_3e_6_up_to_1024_channels(kernel_size: int, everywhere: None) -> None:
     assert max(errors(Case(1, 1024, 250, 48, kernel_size, padding=(kernel_size // 2,) * 2))) < 3e-6
 
 
 @pytest.mark.parametrize("reduced", [False], indirect=True)
-@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 7, 11])
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 6, 7, 11])
 @pytest.mark.parametrize("channels", [64, 300, 1024])
 def test_pairs_are_as_precise_as_direct_sums(channels: int, kernel_size: int, everywhere: None) -> None:
     """Those of pairs nearly."""
@@ -124,12 +129,12 @@ def test_pairs_are_as_precise_as_direct_sums(channels: int, kernel_size: int, ev
     with cpu.flags(allow_fft=False, allow_toom_cook=False):
         direct = errors(case)
     for error, of_direct in zip(pairs, direct, strict=True):
-        assert error < (1.15 if kernel_size <= 3 else 1.4) * of_direct
+        assert error < (1.15 if kernel_size <= 3 else 1.3) * of_direct
         assert error != of_direct  # or the same kernels computed both
 
 
 @pytest.mark.parametrize("reduced", [False], indirect=True)
-@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 7])
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 6, 7])
 def test_pairs_of_small_integers_are_exact(kernel_size: int, everywhere: None) -> None:
     case = Case(2, 40, 300, 24, kernel_size, padding=(1, 1))
     operands = [torch.randint(-8, 9, operand.shape).float() for operand in make_operands(case)]
@@ -138,7 +143,7 @@ def test_pairs_of_small_integers_are_exact(kernel_size: int, everywhere: None) -
 
 
 @pytest.mark.parametrize("reduced", [False], indirect=True)
-@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 7])
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 6, 7])
 @pytest.mark.parametrize("dilation", [1, 3, 40])
 def test_pairs_depend_on_no_other_inputs_than_direct_sums(kernel_size: int, dilation: int, everywhere: None) -> None:
     """To the bit, so that a loud passage adds no noise to a quiet one beyond its reach. Of more than three taps an output
@@ -238,12 +243,14 @@ def test_is_chosen_where_it_is_faster(op: str) -> None:
     others += [plan(op, 1, 64, 3), plan(op, 64, 1, 3), plan(op, 8, 8, 3), plan(op, 256, 256, 3, in_length=9)]
     others += [plan(op, 256, 256, 3, "bfloat16"), plan(op, 256, 256, 3, accumulate=True), plan(op, 16, 16, 512)]
     for dtype in ("float32", "float64"):
+        for layer in [(128, 128, 4), (192, 192, 4), (256, 256, 4)]:
+            assert plan(op, *layer, dtype)["form"] == "pairs of pairs"
+        if dtype == "float64" and op == "conv1d_backward_weight":
+            continue  # three taps are near there
         for layer in [(256, 256, 3), (128, 128, 3), (512, 512, 3)]:
             assert plan(op, *layer, dtype)["form"] == "pairs"
-        for layer in [(128, 128, 4), (256, 256, 4), (256, 256, 5)]:
-            assert plan(op, *layer, dtype)["form"] == "pairs of pairs"
     with cpu.flags(allow_reduced_precision=True):
-        for layer in [(256, 256, 3), (128, 128, 5), (512, 512, 7), (80, 512, 3)]:
+        for layer in [(256, 256, 3), (128, 128, 5), (80, 512, 3)]:
             assert plan(op, *layer)["form"] == "fours"
         assert plan(op, 256, 256, 3, dilation=4)["form"] == "fours"
         assert plan(op, 512, 512, 3, groups=2)["form"] == "fours"
@@ -252,21 +259,25 @@ def test_is_chosen_where_it_is_faster(op: str) -> None:
     assert "toom-cook" not in {other["algorithm"] for other in others}
 
 
+@pytest.mark.parametrize("kernel_size", [3, 5])
 @pytest.mark.parametrize("op", OPERATORS[:2])
-def test_choice_does_not_depend_on_the_batch(op: str, reduced: bool) -> None:
+def test_choice_does_not_depend_on_the_batch(op: str, kernel_size: int, reduced: bool) -> None:
+    """Nor does where parts of sums begin."""
     with cpu.flags(allow_reduced_precision=reduced):
-        for channels in range(8, 200, 8):
-            plans = [plan(op, channels, channels, 3, in_length=50, batch=batch) for batch in (1, 3, 100)]
+        for channels in range(8, 400, 8):
+            plans = [plan(op, channels, channels, kernel_size, in_length=50, batch=batch) for batch in (1, 3, 100)]
             assert len({this["algorithm"] for this in plans}) == 1
+            if plans[0]["algorithm"] == "toom-cook":
+                assert len({(this["form"], this["channel_block"]) for this in plans}) == 1
         # Alone its panel is whole, side by side with another item it is not.
-        plans = [plan(op, 432, 432, 3, in_length=111, batch=batch) for batch in (1, 2)]
+        plans = [plan(op, 432, 432, kernel_size, in_length=111, batch=batch) for batch in (1, 2)]
         assert plans[0]["algorithm"] == plans[1]["algorithm"]
 
 
-@pytest.mark.parametrize("kind", [*LAYERS, "wide panel"])
+@pytest.mark.parametrize("kind", [*LAYERS, *WIDE])
 @pytest.mark.parametrize("op", OPERATORS)
 def test_memory_is_bounded(op: str, kind: str, everywhere: None) -> None:
-    in_channels, out_channels, kernel_size, geometry = {**LAYERS, "wide panel": (512, 192, 5, {"dilation": 15})}[kind]
+    in_channels, out_channels, kernel_size, geometry = {**LAYERS, **WIDE}[kind]
     for taps in (kernel_size, 11):
         for batch, in_length in [(1, 2 * 10**7), (1, 10**8), (10**5, 2 * 10**7)]:
             this = plan(op, in_channels, out_channels, taps, batch=batch, **{**geometry, "in_length": in_length})

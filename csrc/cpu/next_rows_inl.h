@@ -25,6 +25,8 @@ class NextRows {
   }
 
   bool any_left() const { return taken_ < lines_; }
+  // Work that was done beyond what the lines are due in.
+  int64_t surplus() const { return max_of(0, done_ - work_); }
 
   // So many lines are to be fetched in each of a tile's first steps.
   struct Share {

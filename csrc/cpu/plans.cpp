@@ -5,7 +5,7 @@ namespace {
 
 // What tests ask for comes first, then what is estimated to be faster.
 Family choose_transform(const Plans& plans, Uses uses) {
-  // Beside the matrix unit pairs of outputs have not been measured.
+  // Beside the matrix unit pairs, and pairs of pairs, have not been measured.
   const bool not_measured =
       plans.amx.pieces > 0 && plans.toom_cook.form != ToomCookForm::kFours && uses.toom_cook != Use::kWherePossible;
   if (plans.toom_cook.taps == 0 || not_measured) return plans.fft.length == 0 ? Family::kDirect : Family::kFft;

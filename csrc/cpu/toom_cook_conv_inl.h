@@ -11,9 +11,9 @@ template <class Transform>
 class ToomCookConv : ToomCookPanel<Transform> {
   using Base = ToomCookPanel<Transform>;
   using Base::kTaps, Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::tap_at,
-      Base::first_chunk, Base::chunks_of, Base::chunks_before, Base::panel_channel, Base::load_lanes, Base::store_lanes,
-      Base::for_runs, Base::source_row, Base::raise_alarm, Base::p_, Base::plan_, Base::args_, Base::view_,
-      Base::scratch_, Base::panel_, Base::sums_, Base::line_, Base::b_step_;
+      Base::first_chunk, Base::chunks_of, Base::chunks_before_, Base::panel_channel, Base::load_lanes,
+      Base::store_lanes, Base::for_runs, Base::source_row, Base::raise_alarm, Base::p_, Base::plan_, Base::args_,
+      Base::view_, Base::scratch_, Base::panel_, Base::sums_, Base::line_, Base::b_step_;
   using typename Base::Block, typename Base::T;
   static constexpr int64_t kColumns = max_vectors(kTileRows) * kLanes;
 
@@ -108,16 +108,16 @@ class ToomCookConv : ToomCookPanel<Transform> {
   // weight[tap][row], of a channel, to its place in a tile's weights.
   void transform_chunk(const T* weight, int64_t channel, int64_t chunk, int64_t rows, T* packed) const {
     int64_t place[kPlanes];
-    for (int64_t plane = 0, before = 0; plane < kPlanes; before += chunks_of(plane), ++plane) {
-      place[plane] = (view_.channels * before + channel * chunks_of(plane) + chunk - first_chunk(plane)) * rows;
+    for (int p = 0; p < kPlanes; ++p) {
+      place[p] = (view_.channels * chunks_before_[p] + channel * chunks_of(p) + chunk - first_chunk(p)) * rows;
     }
     for (int64_t row = 0; row < rows; row += kLanes) {
       const int64_t lanes = min_of(kLanes, rows - row);
       Vec<T> w[kTaps], out[kPlanes];
 #pragma GCC unroll 8
       for (int t = 0; t < kTaps; ++t) {
-        const int64_t tap = tap_at(chunk, t), place = view_.reversed ? p_.kernel_size - 1 - tap : tap;
-        w[t] = tap >= 0 ? load_lanes(weight + place * rows + row, lanes) : broadcast(T{0});
+        const int64_t tap = tap_at(chunk, t), stored = view_.reversed ? p_.kernel_size - 1 - tap : tap;
+        w[t] = tap >= 0 ? load_lanes(weight + stored * rows + row, lanes) : broadcast(T{0});
       }
       Transform::transform_taps(w, out);
 #pragma GCC unroll 16
@@ -206,10 +206,11 @@ class ToomCookConv : ToomCookPanel<Transform> {
           tile.c = span == 0 ? sums : span_sums_;
           tile.c_row = span == 0 ? kPlanes * plan_.sum_width : kColumns;
           tile.steps = min_of(span_channels(first), channel1 - span) * chunks;
-          tile.a = weights + (chunks_before(plane) * view_.channels + span * chunks) * rows.rows;
+          tile.a = weights + (chunks_before_[plane] * view_.channels + span * chunks) * rows.rows;
           tile.b = panel_ + (span - channel0) * panel_channel() + plane * plan_.panel_width + column;
           tile.next = results.any_left() ? &results : &next;
           run_rows<T, true, 1>(tile, rows.rows);
+          if (tile.next == &results && !results.any_left()) next.pass(results.surplus());
           if (span > 0) add_span(rows.rows, tile.columns, sums);
         }
       }

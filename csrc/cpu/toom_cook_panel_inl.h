@@ -29,6 +29,9 @@ class ToomCookPanel {
     line_ = scratch_.take<T>(plan.line_elements);
     patches_ = scratch_.take<T>(plan.gathered_rows * plan.patch_width);
     b_step_ = scratch_.take<int64_t>(plan.step_table);
+    for (int plane = 0; plane + 1 < kPlanes; ++plane) {
+      chunks_before_[plane + 1] = chunks_before_[plane] + chunks_of(plane);
+    }
   }
 
  protected:
@@ -66,14 +69,12 @@ class ToomCookPanel {
         const Row<T> row{source_row(block, n, channel), view_.source.position, view_.source_length, view_.padding_mode};
         if (p_.dilation == 1) {
           transform_line(
-              line_at(
-                  row, left(), view_.left, view_.end, kOutputs * block.u0,
-                  kOutputs * (round_up(count, kLanes) + kLanes)),
+              line_at(row, left(), view_.end, kOutputs * block.u0, kOutputs * (round_up(count, kLanes) + kLanes)),
               count, to);
           continue;
         }
         const T* patches[kInputs];
-        gather(row, left(), view_.left, view_.end, block.u0, count, patches_, patches);
+        gather(row, left(), view_.end, block.u0, count, patches_, patches);
         for (int64_t i = 0; i < count; i += kLanes) {
           Vec<T> in[kInputs];
 #pragma GCC unroll 8
@@ -92,15 +93,11 @@ class ToomCookPanel {
   // Planes that have a part of none of the first chunk's taps begin with the second.
   int64_t first_chunk(int plane) const { return Transform::last_tap(plane) < plan_.lead ? 1 : 0; }
   int64_t chunks_of(int plane) const { return plan_.chunks - first_chunk(plane); }
-  // Of a channel, in the planes before this one.
-  int64_t chunks_before(int plane) const {
-    int64_t chunks = 0;
-    for (int p = 0; p < plane; ++p) chunks += chunks_of(p);
-    return chunks;
-  }
 
   int64_t halo() const { return (plan_.chunks - 1) * p_.dilation; }
   int64_t panel_channel() const { return kPlanes * plan_.panel_width; }
+  // Where the first chunk lacks taps a block begins before the padding. That is in no product: only planes that leave
+  // the chunk out have it.
   int64_t left() const { return view_.left + plan_.lead * p_.dilation; }
 
   static Vec<T> load_lanes(const T* from, int64_t lanes) {
@@ -111,11 +108,11 @@ class ToomCookPanel {
   }
 
   // patches[j][i], j < kCount: position u0 + i of a padded row, j dilations on; whole vectors up to i = count.
-  // `memory`: kCount rows of plan_.patch_width. `left`: positions before the row's first, of which `padding` are
-  // defined; none from `end` on are.
+  // `memory`: kCount rows of plan_.patch_width. `left`: positions before the row's first; none from `end` on are
+  // defined.
   template <int kCount>
   void gather(
-      const Row<T>& row, int64_t left, int64_t padding, int64_t end, int64_t u0, int64_t count, T* memory,
+      const Row<T>& row, int64_t left, int64_t end, int64_t u0, int64_t count, T* memory,
       const T* (&patches)[kCount]) const {
     const int64_t dilation = p_.dilation, pitch = plan_.patch_width;
     if (dilation > kLanes) {
@@ -124,14 +121,15 @@ class ToomCookPanel {
         T* to = memory + j * pitch;
         patches[j] = to;
         for_runs(u0, width, [&](int64_t i, int64_t position, int64_t run) {
-          pack(row, position + j * dilation - left, padding, end, run, to + i);
+          const int64_t start = position + j * dilation - left;
+          pack_row<T>(row, start, 1, max_of(0, min_of(run, end - start)), run, to + i);
         });
       }
       return;
     }
     // Blocks begin with a whole group of `dilation` patches. The last j read the first ones, a group further on.
     const int64_t width = round_up(count + (kCount > kOutputs ? dilation : 0), dilation == 1 ? kLanes : dilation);
-    const T* line = line_at(row, left, padding, end, kOutputs * u0, kOutputs * width + kLanes);
+    const T* line = line_at(row, left, end, kOutputs * u0, kOutputs * width + kLanes);
     for (int64_t i = 0; i < width && dilation == 1; i += kLanes) {
       Vec<T> out[kOutputs];
       split_line(line + kOutputs * i, out);
@@ -146,17 +144,11 @@ class ToomCookPanel {
   }
 
   // `count` positions of a padded row from `position` on, where they are or in line_; as for gather.
-  const T* line_at(
-      const Row<T>& row, int64_t left, int64_t padding, int64_t end, int64_t position, int64_t count) const {
+  const T* line_at(const Row<T>& row, int64_t left, int64_t end, int64_t position, int64_t count) const {
     const int64_t start = position - left;
     if (row.position_stride == 1 && start >= 0 && start + count <= row.length) return row.data + start;
-    pack(row, start, padding, end, count, line_);
+    pack_row<T>(row, start, 1, max_of(0, min_of(count, end - start)), count, line_);
     return line_;
-  }
-  // Positions [start, start + count) of a row. Those that are not defined, which no tap reads, are zero.
-  static void pack(const Row<T>& row, int64_t start, int64_t padding, int64_t end, int64_t count, T* to) {
-    for (; start < -padding && count > 0; ++start, --count) *to++ = 0;
-    pack_row<T>(row, start, 1, max_of(0, min_of(count, end - start)), count, to);
   }
 
   // body(i, position, run) for the runs of `count` patches from u0 on: patches u0 + i .. u0 + i + run begin at
@@ -203,6 +195,7 @@ class ToomCookPanel {
   Scratch scratch_;
   T *panel_, *sums_, *line_, *patches_;
   int64_t* b_step_;
+  int64_t chunks_before_[kPlanes] = {};  // of a channel, in the planes before
 
  private:
   void transform_to(const Vec<T> (&in)[kInputs], T* to) const {

@@ -133,13 +133,15 @@ struct ToomCookPlanner {
     if (near) return 60 + 24.0 * tile.lanes / p.dilation;
     return form == ToomCookForm::kPairsOfPairs ? 300 + 2000.0 / p.dilation : 200;
   }
-  // Short parts of sums are added up more often. `filled_once`: a block's panel, of all channels.
-  double product_cost(bool filled_once) const {
+  // Short parts of sums are added up more often. `whole`: the panel has all channels, and sums don't wait for others.
+  double product_cost(const ToomCookPlan& plan, bool whole) const {
     switch (form) {
       case ToomCookForm::kPairs:
-        return !filled_once ? 1.25 : short_fmas ? 1.12 : 1.08;
+        if (short_fmas) return whole ? 1.12 : 1.25;
+        return whole ? 1.08 : plan.taps == 3 ? 1.15 : 1.35;
       case ToomCookForm::kPairsOfPairs:
-        return short_fmas ? (filled_once ? 1.35 : 1.6) : filled_once ? 1.2 : 1.27;
+        if (short_fmas) return whole ? 1.35 : 1.6;
+        return whole ? 1.2 : 1.27;
       case ToomCookForm::kFours:
         break;
     }
@@ -202,7 +204,7 @@ struct ToomCookPlanner {
                              : 0;
     // Weights are transposed on the way; backward_input has short pieces of them.
     const double weights_cost = op == Op::kBackwardInput ? 28 : 17;
-    const double product = product_cost(plan.channel_block >= channels && fills == 1);
+    const double product = product_cost(plan, plan.channel_block >= channels);
     const double item =
         edges + p.groups * (products * vectors(plan, 0) * product +
                             (fills * channels * vectors(plan, halo(plan)) + rows * vectors(plan, 0)) * patches_cost());
@@ -260,7 +262,7 @@ struct ToomCookPlanner {
   // The direct kernels reach 90 % of the peak (AVX2: 85 %), those of backward_weight 60 to 85 %.
   double direct() const {
     const double products = double(p.out_channels) * in_per_group * p.kernel_size * p.out_length / tile.lanes;
-    return weights ? p.batch * products * 1.3 : products * (outputs == 2 && small_tile ? 1.18 : 1.1);
+    return weights ? p.batch * products * 1.3 : products * (form != ToomCookForm::kFours && small_tile ? 1.18 : 1.1);
   }
 
   ToomCookPlan plan() const {
@@ -306,7 +308,8 @@ ToomCookPlan make_toom_cook_plan(
   const ToomCookPlan fours = plan(ToomCookForm::kFours);
   if (use == Use::kWherePossible) return fours;
   const ToomCookPlan pairs = plan(precise);
-  return pairs.taps > 0 && (fours.taps == 0 || pairs.cycles < fours.cycles) ? pairs : fours;
+  const auto time = [](const ToomCookPlan& of) { return of.cycles * of.batch_cycles; };
+  return pairs.taps > 0 && (fours.taps == 0 || time(pairs) < time(fours)) ? pairs : fours;
 }
 
 }  // namespace conv1d_ext

@@ -35,7 +35,7 @@ struct ToomCookPlan {
   // forward and backward_input
   int64_t channel_block;        // source channels per panel
   int64_t part_channels;        // per part of a sum, as in Plan
-  int64_t other_part_channels;  // of planes that leave the first chunk out
+  int64_t other_part_channels;  // of planes that leave the first chunk out; parts begin anew with each panel
   int64_t row_tiles;            // register tiles of result rows in a group
   int64_t pass_tiles;           // of all groups, whose weights are held at a time
   int64_t tile_block;           // row tiles whose sums are held at a time

@@ -75,7 +75,7 @@ class ToomCookWeightGradient : ToomCookPanel<Transform> {
           }
           const T* patches[kOutputs];
           gather(
-              {data, p_.output.position, p_.out_length, PaddingMode::kZeros}, 0, 0, p_.out_length, block.u0,
+              {data, p_.output.position, p_.out_length, PaddingMode::kZeros}, 0, p_.out_length, block.u0,
               block.patches(), patches_ + r * kOutputs * pitch, patches);
         }
         for (int64_t j = 0; j < kOutputs; ++j) {

@@ -87,7 +87,7 @@ class DenormalWatch {
   }
 };
 
-// What computes a layer beside the direct kernels. Toom-Cook's algorithm has two forms.
+// What computes a layer beside the direct kernels. Toom-Cook's algorithm has forms of its own at reduced precision.
 struct Indirect {
   Family family;
   bool reduced_precision = false;

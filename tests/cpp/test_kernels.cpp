@@ -174,7 +174,7 @@ void check_indirect(Layer<T>& layer, Indirect by, Op op, const std::vector<Exact
   ++failures();
   const Conv1dProblem& p = layer.p;
   const char* const names[] = {
-      "direct", "FFT", by.reduced_precision ? "Toom-Cook of four" : "Toom-Cook", "matrix unit"};
+      "direct", "FFT", by.reduced_precision ? "Toom-Cook by fours" : "Toom-Cook", "matrix unit"};
   std::fprintf(
       stderr, "operator %d by %s, %d-byte type: off by %g of %g%s: N=%d C_in=%d L_in=%d C_out=%d K=%d stride=%d%s%s\n",
       int(op), names[int(by.family)], int(sizeof(T)), error, largest, intact ? "" : ", fence broken", int(p.batch),
