@@ -20,8 +20,8 @@ _OPERATORS = {
     "input gradient": "conv1d_backward_input",
     "weight gradient": "conv1d_backward_weight",
 }
-# Of fours, by the taps of a transform, of sums over 256 channels and more (csrc/cpu/toom_cook_inl.h); those of pairs are
-# the direct kernels', or little more.
+# Of fours, by the taps of a transform, of sums over 256 channels and more (csrc/cpu/toom_cook_inl.h); those of pairs
+# are the direct kernels', or little more.
 _TOOM_COOK_ERRORS = {2: 5e-7, 3: 6e-7, 4: 1e-6, 5: 1.3e-6}
 _COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex128, torch.complex64)
 

@@ -146,8 +146,8 @@ def test_pairs_of_small_integers_are_exact(kernel_size: int, everywhere: None) -
 @pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 6, 7])
 @pytest.mark.parametrize("dilation", [1, 3, 40])
 def test_pairs_depend_on_no_other_inputs_than_direct_sums(kernel_size: int, dilation: int, everywhere: None) -> None:
-    """To the bit, so that a loud passage adds no noise to a quiet one beyond its reach. Of more than three taps an output
-    has traces of the inputs before it that taps would lie on if there were a multiple of four of them."""
+    """To the bit, so that a loud passage adds no noise to a quiet one beyond its reach. Of more than three taps an
+    output has traces of the inputs before it that taps would lie on if there were a multiple of four of them."""
     x, w = torch.randn(1, 20, 900), torch.randn(16, 20, kernel_size)
     for position in (450, 451, 450 + dilation):
         loud = x.clone()
