@@ -122,7 +122,9 @@ class ToomCookConv : ToomCookPanel<Transform> {
       Transform::transform_taps(w, out);
 #pragma GCC unroll 16
       for (int p = 0; p < kPlanes; ++p) {
-        if (chunk >= first_chunk(p)) store_lanes(packed + place[p] + row, out[p], lanes);
+        // Rows that there are not are overwritten by the next step's: AVX2's partial stores are slow.
+        const int64_t left = (view_.channels * (chunks_before_[p] + chunks_of(p)) * rows) - place[p] - row;
+        if (chunk >= first_chunk(p)) store_lanes(packed + place[p] + row, out[p], left < kLanes ? lanes : kLanes);
       }
     }
   }

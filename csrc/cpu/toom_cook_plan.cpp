@@ -134,13 +134,14 @@ struct ToomCookPlanner {
     return form == ToomCookForm::kPairsOfPairs ? 300 + 2000.0 / p.dilation : 200;
   }
   // Short parts of sums are added up more often. `whole`: the panel has all channels, and sums don't wait for others.
-  double product_cost(const ToomCookPlan& plan, bool whole) const {
+  // `in_one`: and it is filled once, for all weights.
+  double product_cost(const ToomCookPlan& plan, bool whole, bool in_one) const {
     switch (form) {
       case ToomCookForm::kPairs:
         if (short_fmas) return whole ? 1.12 : 1.25;
         return whole ? 1.08 : plan.taps == 3 ? 1.15 : 1.35;
       case ToomCookForm::kPairsOfPairs:
-        if (short_fmas) return whole ? 1.35 : 1.6;
+        if (short_fmas) return in_one ? 1.35 : whole ? 1.5 : 1.6;
         return whole ? 1.2 : 1.27;
       case ToomCookForm::kFours:
         break;
@@ -204,7 +205,8 @@ struct ToomCookPlanner {
                              : 0;
     // Weights are transposed on the way; backward_input has short pieces of them.
     const double weights_cost = op == Op::kBackwardInput ? 28 : 17;
-    const double product = product_cost(plan, plan.channel_block >= channels);
+    const bool all_channels = plan.channel_block >= channels;
+    const double product = product_cost(plan, all_channels, all_channels && fills == 1);
     const double item =
         edges + p.groups * (products * vectors(plan, 0) * product +
                             (fills * channels * vectors(plan, halo(plan)) + rows * vectors(plan, 0)) * patches_cost());
@@ -249,10 +251,10 @@ struct ToomCookPlanner {
     plan.units = plan.reduction_chunks * blocks;
 
     const double products = double(rows) * channels * plan.products, items = p.batch;
+    const double product = form != ToomCookForm::kPairsOfPairs ? 1.35 : short_fmas ? 1.6 : 1.48;
     const double patches = items * plan.patches / tile.lanes;
     plan.cycles =
-        p.groups * (products * patches * (form == ToomCookForm::kPairsOfPairs ? 1.48 : 1.35) +
-                    products / tile.lanes * 20 * plan.reduction_chunks +
+        p.groups * (products * patches * product + products / tile.lanes * 20 * plan.reduction_chunks +
                     channels * items * vectors(plan, halo(plan)) * patches_cost() * ceil_div(rows, plan.out_block) +
                     rows * items * vectors(plan, 0) * (patches_cost() + 30) * ceil_div(channels, plan.channel_block));
     plan.batch_cycles = plan.cycles;
