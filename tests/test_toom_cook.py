@@ -254,7 +254,7 @@ def test_is_chosen_where_it_is_faster(op: str) -> None:
             assert plan(op, *layer)["form"] == "fours"
         assert plan(op, 256, 256, 3, dilation=4)["form"] == "fours"
         assert plan(op, 512, 512, 3, groups=2)["form"] == "fours"
-        assert plan(op, 256, 256, 3, "float64")["form"] == "pairs"
+        assert plan(op, 256, 256, 4, "float64")["form"] == "pairs of pairs"
         others += [plan(op, 1, 64, 3), plan(op, 8, 8, 3)]
     assert "toom-cook" not in {other["algorithm"] for other in others}
 
