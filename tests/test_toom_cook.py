@@ -123,7 +123,7 @@ def test_error_stays_below_3e_6_up_to_1024_channels(kernel_size: int, everywhere
 @pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 6, 7, 11])
 @pytest.mark.parametrize("channels", [64, 300, 1024])
 def test_pairs_are_as_precise_as_direct_sums(channels: int, kernel_size: int, everywhere: None) -> None:
-    """Those of pairs nearly."""
+    """Pairs of pairs nearly."""
     case = Case(1, channels, 250, 48, kernel_size, padding=(kernel_size // 2,) * 2)
     pairs = errors(case)
     with cpu.flags(allow_fft=False, allow_toom_cook=False):
