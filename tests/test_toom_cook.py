@@ -19,9 +19,12 @@ from conv1d_ext.backends import cpu
 
 OPS = torch.ops.conv1d_ext
 OPERATORS = ["conv1d", "conv1d_backward_input", "conv1d_backward_weight"]
-CASES = [case for case in CASES if case.batch > 0 and case.stride == 1 and case.kernel_size > 1]
+CASES = [
+    case for case in CASES if case.batch > 0 and case.kernel_size > case.stride and 1 in (case.stride, case.dilation)
+]
 # Every number of taps of a transform, in chunks and alone; several blocks, row tiles and items of a panel; dilations
-# below the length of a vector, as long, and longer; rows that are no whole number of tiles.
+# below the length of a vector, as long, and longer; rows that are no whole number of tiles; strides with a few phases
+# and many, which lack a tap or don't, on padding that is and is no multiple of them.
 LARGE = [
     Case(2, 20, 1500, 21, 2, padding=(1, 0)),
     Case(3, 70, 700, 33, 3, padding=(1, 1), padding_mode="circular"),
@@ -37,6 +40,14 @@ LARGE = [
     Case(2, 1100, 60, 9, 4),
     Case(2, 320, 150, 20, 6, padding=(3, 0), padding_mode="circular"),
     Case(1, 20, 900, 18, 5, padding=(12, 12), dilation=2),
+    Case(2, 40, 1501, 21, 3, stride=2, padding=(1, 1)),
+    Case(3, 17, 900, 34, 8, stride=4, padding=(5, 2), padding_mode="reflect"),
+    Case(9, 16, 60, 17, 5, stride=2, padding=(2, 2)),
+    Case(2, 12, 2500, 16, 10, stride=3, padding=(7, 0), groups=2),
+    Case(1, 9, 4000, 10, 38, stride=19, padding=(3, 40), padding_mode="circular"),
+    Case(1, 4, 5000, 20, 70, stride=35, padding=(0, 9), padding_mode="replicate"),
+    Case(1, 1, 9000, 33, 1000, stride=256, padding=(500, 500)),
+    Case(2, 600, 150, 20, 7, stride=2, padding=(8, 3)),
 ]
 
 # For a panel, and for what a block has more for the chunks of a kernel.
@@ -120,23 +131,27 @@ def test_error_stays_below_3e_6_up_to_1024_channels(kernel_size: int, everywhere
 
 
 @pytest.mark.parametrize("reduced", [False], indirect=True)
-@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 6, 7, 11])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride"), [(k, 1) for k in (2, 3, 4, 5, 6, 7, 11)] + [(3, 2), (5, 2), (7, 2), (8, 4), (16, 4)]
+)
 @pytest.mark.parametrize("channels", [64, 300, 1024])
-def test_pairs_are_as_precise_as_direct_sums(channels: int, kernel_size: int, everywhere: None) -> None:
-    """Pairs of pairs nearly."""
-    case = Case(1, channels, 250, 48, kernel_size, padding=(kernel_size // 2,) * 2)
+def test_pairs_are_as_precise_as_direct_sums(channels: int, kernel_size: int, stride: int, everywhere: None) -> None:
+    """Pairs of pairs nearly, and strides that some phases lack a tap of."""
+    case = Case(1, channels, 250 * stride, 48, kernel_size, stride=stride, padding=(kernel_size // 2,) * 2)
     pairs = errors(case)
     with cpu.flags(allow_fft=False, allow_toom_cook=False):
         direct = errors(case)
-    for error, of_direct in zip(pairs, direct, strict=True):
-        assert error < (1.15 if kernel_size <= 3 else 1.3) * of_direct
+    most = 1.15 if kernel_size <= 3 * stride and kernel_size % stride == 0 else 1.3
+    # Weight gradients of strides are computed directly.
+    for error, of_direct in list(zip(pairs, direct, strict=True))[: 3 if stride == 1 else 2]:
+        assert error < most * of_direct
         assert error != of_direct  # or the same kernels computed both
 
 
 @pytest.mark.parametrize("reduced", [False], indirect=True)
-@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5, 6, 7])
-def test_pairs_of_small_integers_are_exact(kernel_size: int, everywhere: None) -> None:
-    case = Case(2, 40, 300, 24, kernel_size, padding=(1, 1))
+@pytest.mark.parametrize(("kernel_size", "stride"), [(k, s) for k in (2, 3, 4, 5, 6, 7) for s in (1, 2)])
+def test_pairs_of_small_integers_are_exact(kernel_size: int, stride: int, everywhere: None) -> None:
+    case = Case(2, 40, 300, 24, kernel_size, stride=stride, padding=(1, 1))
     operands = [torch.randint(-8, 9, operand.shape).float() for operand in make_operands(case)]
     for actual, expected in zip(results(OPS, case, *operands), results(reference, case, *operands), strict=True):
         assert torch.equal(actual.double(), expected)
@@ -157,6 +172,22 @@ def test_pairs_depend_on_no_other_inputs_than_direct_sums(kernel_size: int, dila
         assert changed >= {position - tap * dilation for tap in range(kernel_size)}
         lead = 0 if kernel_size <= 3 else -kernel_size % 4
         assert changed <= {position - tap * dilation for tap in range(-lead, kernel_size)}
+
+
+@pytest.mark.parametrize("reduced", [False], indirect=True)
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 2), (4, 2), (5, 2), (7, 2), (8, 2), (11, 4), (25, 10)])
+def test_strides_leave_no_trace_of_later_inputs(kernel_size: int, stride: int, everywhere: None) -> None:
+    """Where the taps are no multiple of the stride an output has traces of the inputs before it that taps would lie on
+    if there were."""
+    x, w = torch.randn(1, 20, 2000), torch.randn(16, 20, kernel_size)
+    reach = torch.arange((2000 - kernel_size) // stride + 1) * stride
+    for position in range(900, 900 + 2 * stride):
+        loud = x.clone()
+        loud[:, :, position] *= 1e6
+        changed = (OPS.conv1d(x, w, stride=stride) != OPS.conv1d(loud, w, stride=stride)).any(0).any(0)
+        assert changed[(reach <= position) & (position < reach + kernel_size)].all()
+        lead = -kernel_size % stride
+        assert not changed[(position < reach - lead) | (reach + kernel_size <= position)].any()
 
 
 @pytest.mark.parametrize("spoil", ["input", "weight", "grad_output"])
@@ -239,12 +270,16 @@ def test_torchs_switches_allow_four_outputs(setting: Callable[[str], AbstractCon
 @pytest.mark.parametrize("op", OPERATORS)
 def test_is_chosen_where_it_is_faster(op: str) -> None:
     """Far from where the two meet, on any CPU."""
-    others = [plan(op, 256, 256, 1), plan(op, 256, 256, 3, stride=2), plan(op, 256, 256, 3, groups=256)]
+    others = [plan(op, 256, 256, 1), plan(op, 256, 256, 3, stride=3), plan(op, 256, 256, 3, groups=256)]
+    others += [plan(op, 256, 256, 5, stride=2, dilation=2), plan("conv1d_backward_weight", 256, 256, 5, stride=2)]
     others += [plan(op, 1, 64, 3), plan(op, 64, 1, 3), plan(op, 8, 8, 3), plan(op, 256, 256, 3, in_length=9)]
     others += [plan(op, 256, 256, 3, "bfloat16"), plan(op, 256, 256, 3, accumulate=True), plan(op, 16, 16, 512)]
     for dtype in ("float32", "float64"):
         for layer in [(128, 128, 4), (192, 192, 4), (256, 256, 4)]:
             assert plan(op, *layer, dtype)["form"] == "pairs of pairs"
+        for stride in (2, 4) if op != "conv1d_backward_weight" else ():
+            assert plan(op, 128, 256, 3 * stride, dtype, stride=stride, in_length=8000)["form"] == "pairs"
+            assert plan(op, 64, 256, 4 * stride, dtype, stride=stride, in_length=8000)["form"] == "pairs of pairs"
         if dtype == "float64" and op == "conv1d_backward_weight":
             continue  # three taps are near there
         for layer in [(256, 256, 3), (128, 128, 3), (512, 512, 3)]:
@@ -259,13 +294,14 @@ def test_is_chosen_where_it_is_faster(op: str) -> None:
     assert "toom-cook" not in {other["algorithm"] for other in others}
 
 
-@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (5, 1), (5, 2)])
 @pytest.mark.parametrize("op", OPERATORS[:2])
-def test_choice_does_not_depend_on_the_batch(op: str, kernel_size: int, reduced: bool) -> None:
+def test_choice_does_not_depend_on_the_batch(op: str, kernel_size: int, stride: int, reduced: bool) -> None:
     """Nor does where parts of sums begin."""
     with cpu.flags(allow_reduced_precision=reduced):
         for channels in range(8, 400, 8):
-            plans = [plan(op, channels, channels, kernel_size, in_length=50, batch=batch) for batch in (1, 3, 100)]
+            geometry = {"in_length": 50 * stride, "stride": stride}
+            plans = [plan(op, channels, channels, kernel_size, batch=batch, **geometry) for batch in (1, 3, 100)]
             assert len({this["algorithm"] for this in plans}) == 1
             if plans[0]["algorithm"] == "toom-cook":
                 assert len({(this["form"], this["channel_block"]) for this in plans}) == 1

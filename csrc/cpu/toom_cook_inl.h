@@ -22,7 +22,7 @@ class ToomCook<Number, 2, 2> {
  public:
   using T = Number;
   static constexpr int kOutputs = 2, kTaps = 2, kInputs = 3, kPlanes = 3;
-  static constexpr int last_tap(int) { return kTaps - 1; }
+  static constexpr int last_tap(int plane) { return plane == 0 ? 0 : kTaps - 1; }
 
   static void transform_source(const Vec<T> (&x)[kPlanes], Vec<T> (&out)[kPlanes]) {
     out[0] = sub(x[0], x[1]);
@@ -55,7 +55,7 @@ class ToomCook<Number, 2, 3> {
  public:
   using T = Number;
   static constexpr int kOutputs = 2, kTaps = 3, kInputs = 4, kPlanes = 4;
-  static constexpr int last_tap(int) { return kTaps - 1; }
+  static constexpr int last_tap(int plane) { return plane == 0 ? 0 : kTaps - 1; }
 
   static void transform_source(const Vec<T> (&x)[kPlanes], Vec<T> (&out)[kPlanes]) {
     out[0] = sub(x[0], x[2]);

@@ -1,6 +1,8 @@
 // What operators through Toom-Cook's algorithm share, in the terms of toom_cook_plan.h: blocks of patches, and a panel
 // of transformed rows of the input (or grad_output),
-//   panel[channel][plane][patch].
+//   panel[row][plane][patch].
+// Rows are channels, or, of a stride, [phase][channel], so that planes that have no part of the first phases leave out
+// the first rows.
 //
 // As with the Fourier transform, a number that is not finite spoils its neighbours: kernels set the alarm of its batch
 // item (backward_weight: the only one), which the direct kernels then compute again.
@@ -30,7 +32,7 @@ class ToomCookPanel {
     patches_ = scratch_.take<T>(plan.gathered_rows * plan.patch_width);
     b_step_ = scratch_.take<int64_t>(plan.step_table);
     for (int plane = 0; plane + 1 < kPlanes; ++plane) {
-      chunks_before_[plane + 1] = chunks_before_[plane] + chunks_of(plane);
+      pieces_before_[plane + 1] = pieces_before_[plane] + pieces_of(plane);
     }
   }
 
@@ -51,54 +53,81 @@ class ToomCookPanel {
     return block;
   }
 
-  void fill_panel(const Block& block, int64_t channel0, int64_t channel1) const {
+  void fill_panel(const Block& block, int64_t row0, int64_t row1) const {
     const int64_t count = block.patches() + halo();
     // Whole vectors are read: what is behind the last one that is stored must only be numbers.
     const int64_t items_before = (block.n1 - block.n0 - 1) * plan_.item_pitch;
     const int64_t stored = items_before + round_up(count, kLanes);
     const int64_t behind = halo() + round_up(items_before + block.patches(), kLanes) - stored;
-    for (int64_t channel = channel0; channel < channel1; ++channel) {
-      prefetch_source(block, min_of(channel + 2, channel1 - 1));
-      T* to = panel_ + (channel - channel0) * panel_channel();
-      for (int64_t plane = 0; plane < kPlanes; ++plane) {
-        for (int64_t i = 0; i < behind; i += kLanes) {
-          store_lanes(to + plane * plan_.panel_width + stored + i, broadcast(T{0}), min_of(kLanes, behind - i));
+    const int64_t channels = view_.channels, phase0 = row0 / channels, phase1 = ceil_div(row1, channels);
+    // All phases of a channel, while its lines are near.
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      const int64_t first = max_of(phase0, ceil_div(row0 - channel, channels));
+      const int64_t last = min_of(phase1, ceil_div(row1 - channel, channels));
+      if (first < last) prefetch_source(block, min_of(channel + 2, channels - 1));
+      for (int64_t phase = first; phase < last;) {
+        const int64_t together = phases_together(), end = min_of(phase + together, last);
+        for (int64_t i = phase; i < end; ++i) {
+          T* to = panel_ + (i * channels + channel - row0) * panel_row();
+          for (int64_t plane = 0; plane < kPlanes; ++plane, to += plan_.panel_width) {
+            for (int64_t j = 0; j < behind; j += kLanes) {
+              store_lanes(to + stored + j, broadcast(T{0}), min_of(kLanes, behind - j));
+            }
+          }
         }
-      }
-      for (int64_t n = block.n0; n < block.n1; ++n, to += plan_.item_pitch) {
-        const Row<T> row{source_row(block, n, channel), view_.source.position, view_.source_length, view_.padding_mode};
-        if (p_.dilation == 1) {
-          transform_line(
-              line_at(row, left(), view_.end, kOutputs * block.u0, kOutputs * (round_up(count, kLanes) + kLanes)),
-              count, to);
-          continue;
+        T* to = panel_ + (phase * channels + channel - row0) * panel_row();
+        for (int64_t n = block.n0; n < block.n1; ++n, to += plan_.item_pitch) {
+          const Row<T> row{
+              source_row(block, n, channel), view_.source.position, view_.source_length, view_.padding_mode};
+          if (p_.dilation > 1) {
+            transform_gathered(row, block.u0, count, to);
+          } else if (together == 1) {
+            const int64_t positions = kOutputs * (round_up(count, kLanes) + kLanes);
+            transform_line(
+                line_at(row, left() - phase, view_.end, kOutputs * block.u0, positions, plan_.source_phases), count,
+                to);
+          } else {
+            transform_phases(row, phase, end, block.u0, count, to);
+          }
         }
-        const T* patches[kInputs];
-        gather(row, left(), view_.end, block.u0, count, patches_, patches);
-        for (int64_t i = 0; i < count; i += kLanes) {
-          Vec<T> in[kInputs];
-#pragma GCC unroll 8
-          for (int j = 0; j < kInputs; ++j) in[j] = load(patches[j] + i);
-          transform_to(in, to + i);
-        }
+        phase = end;
       }
     }
   }
 
-  // The tap of the kernel that is a chunk's t-th, or -1 where there is none.
-  int64_t tap_at(int64_t chunk, int64_t t) const {
-    const int64_t tap = kOutputs * chunk + t - plan_.lead;
-    return tap < p_.kernel_size && (t < kOutputs || chunk + 1 == plan_.chunks) ? max_of(tap, -1) : -1;
+  // A channel's taps are transformed in pieces: chunks, or phases of a stride. The tap that is a piece's t-th, or one
+  // that there is none of.
+  int64_t tap_at(int64_t piece, int64_t t) const {
+    if (p_.stride == 1) {
+      return t < kOutputs || piece + 1 == plan_.chunks ? kOutputs * piece + t - plan_.lead : p_.kernel_size;
+    }
+    // A missing tap is the first, too, where taps are in reverse.
+    return view_.reversed ? piece + (kTaps - 1 - t) * p_.stride : piece + t * p_.stride - plan_.lead;
   }
+  bool is_tap(int64_t tap) const { return tap >= 0 && tap < p_.kernel_size; }
+
   // Planes that have a part of none of the first chunk's taps begin with the second.
-  int64_t first_chunk(int plane) const { return Transform::last_tap(plane) < plan_.lead ? 1 : 0; }
+  int64_t first_chunk(int plane) const {
+    return p_.stride == 1 && Transform::last_tap(plane) < plan_.lead ? 1 : 0;
+  }
   int64_t chunks_of(int plane) const { return plan_.chunks - first_chunk(plane); }
+  // So many phases of the source lack a tap, which is a plane's only one.
+  int64_t first_phase(int plane) const {
+    return p_.stride > 1 && !view_.reversed && Transform::last_tap(plane) == 0 ? plan_.lead : 0;
+  }
+  // Either of them.
+  int64_t first_piece(int plane) const { return first_chunk(plane) + first_phase(plane); }
+  int64_t pieces() const { return plan_.chunks * plan_.source_phases; }
+  int64_t pieces_of(int plane) const { return pieces() - first_piece(plane); }
 
   int64_t halo() const { return (plan_.chunks - 1) * p_.dilation; }
-  int64_t panel_channel() const { return kPlanes * plan_.panel_width; }
+  int64_t panel_row() const { return kPlanes * plan_.panel_width; }
   // Where the first chunk lacks taps a block begins before the padding. That is in no product: only planes that leave
   // the chunk out have it.
-  int64_t left() const { return view_.left + plan_.lead * p_.dilation; }
+  int64_t left() const {
+    if (p_.stride > 1 && view_.reversed) return kTaps - 1 - p_.padding_left / p_.stride;
+    return view_.left + plan_.lead * p_.dilation;
+  }
 
   static Vec<T> load_lanes(const T* from, int64_t lanes) {
     return lanes == kLanes ? load(from) : load_partial(from, lanes);
@@ -143,11 +172,13 @@ class ToomCookPanel {
     for (int j = 0; j < kCount; ++j) patches[j] = memory + j % kOutputs * pitch + j / kOutputs * dilation;
   }
 
-  // `count` positions of a padded row from `position` on, where they are or in line_; as for gather.
-  const T* line_at(const Row<T>& row, int64_t left, int64_t end, int64_t position, int64_t count) const {
-    const int64_t start = position - left;
-    if (row.position_stride == 1 && start >= 0 && start + count <= row.length) return row.data + start;
-    pack_row<T>(row, start, 1, max_of(0, min_of(count, end - start)), count, line_);
+  // `count` positions of a padded row, `step` apart, from `position` steps on, where they are or in line_; as for
+  // gather.
+  const T* line_at(
+      const Row<T>& row, int64_t left, int64_t end, int64_t position, int64_t count, int64_t step = 1) const {
+    const int64_t start = position * step - left;
+    if (step == 1 && row.position_stride == 1 && start >= 0 && start + count <= row.length) return row.data + start;
+    pack_row<T>(row, start, step, max_of(0, min_of(count, ceil_div(end - start, step))), count, line_);
     return line_;
   }
 
@@ -177,8 +208,8 @@ class ToomCookPanel {
     int64_t begin, end;
   };
   Reach source_reach(const Block& block) const {
-    const int64_t start = kOutputs * block.u0 - left();
-    return {max_of(start, 0), min_of(start + kOutputs * (block.patches() + halo()), view_.source_length)};
+    const int64_t step = kOutputs * plan_.source_phases, start = step * block.u0 - left();
+    return {max_of(start, 0), min_of(start + step * (block.patches() + halo()), view_.source_length)};
   }
   void prefetch_source(const Block& block, int64_t channel) const {
     if (view_.source.position != 1) return;
@@ -195,7 +226,7 @@ class ToomCookPanel {
   Scratch scratch_;
   T *panel_, *sums_, *line_, *patches_;
   int64_t* b_step_;
-  int64_t chunks_before_[kPlanes] = {};  // of a channel, in the planes before
+  int64_t pieces_before_[kPlanes] = {};  // of a channel, in the planes before
 
  private:
   void transform_to(const Vec<T> (&in)[kInputs], T* to) const {
@@ -203,6 +234,31 @@ class ToomCookPanel {
     Transform::transform_source(in, out);
 #pragma GCC unroll 16
     for (int p = 0; p < kPlanes; ++p) store(to + p * plan_.panel_width, out[p]);
+  }
+
+  // `count` patches of a row from u0 on, of a dilation.
+  void transform_gathered(const Row<T>& row, int64_t u0, int64_t count, T* to) const {
+    const T* patches[kInputs];
+    gather(row, left(), view_.end, u0, count, patches_, patches);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      Vec<T> in[kInputs];
+#pragma GCC unroll 8
+      for (int j = 0; j < kInputs; ++j) in[j] = load(patches[j] + i);
+      transform_to(in, to + i);
+    }
+  }
+
+  // Of a stride with many phases those of a line of memory are taken apart together.
+  int64_t phases_together() const {
+    return view_.source.position == 1 && plan_.source_phases >= kManyPhases ? kPhasesTogether : 1;
+  }
+  // Phases [begin, end).
+  void transform_phases(const Row<T>& row, int64_t begin, int64_t end, int64_t u0, int64_t count, T* to) const {
+    const int64_t step = plan_.source_phases, positions = kOutputs * (round_up(count, kLanes) + kLanes);
+    pack_phases(row, kOutputs * u0 * step - left() + begin, step, positions, end - begin, line_, positions);
+    for (int64_t phase = begin; phase < end; ++phase, to += view_.channels * panel_row()) {
+      transform_line(line_ + (phase - begin) * positions, count, to);
+    }
   }
 
   // The same for dilation 1, in registers: `count` patches of a line, of which a vector more is read.

@@ -1,11 +1,14 @@
-// When and how a convolution of stride 1 goes through Toom-Cook's algorithm (toom_cook_inl.h): a pure function like
-// plan.h.
+// When and how a convolution goes through Toom-Cook's algorithm (toom_cook_inl.h): a pure function like plan.h.
 //
 // A patch is `outputs` results, 2 or 4, that lie one dilation apart: patch u begins at position
 // outputs * dilation * (u / dilation) + u % dilation, so that whole vectors of patches are runs of the row. Kernels
 // longer than `taps` are taken in chunks of `outputs` taps, which read the same transformed source, `dilation` patches
 // further on each: the sum over channels and chunks is, for each plane, a small convolution with the register tile of
 // the direct kernels.
+//
+// Strides: every stride-th position of a padded row of the input is a row of its own, a phase, with every stride-th tap;
+// the output is the sum of convolutions of stride 1. Forward and backward_input, kernels of no more than one chunk for
+// each phase, without dilation.
 #pragma once
 
 #include "cpu/plan.h"
@@ -21,8 +24,11 @@ struct ToomCookPlan {
   int64_t outputs;   // of a transform
   int64_t planes;    // numbers in a transform
   int64_t chunks;    // of `outputs` taps; the last has `taps` at most
-  int64_t lead;      // taps that the first chunk lacks in front; planes that have a part of no others leave it out
-  int64_t products;  // of a patch, row and channel: planes * chunks, less what is left out
+  int64_t lead;      // zeros that stand for taps in front, in the first chunk: planes that have a part of no others
+                     // leave it out. Of a stride in the first `lead` phases, one each
+  int64_t products;  // of a patch, row and channel: planes * chunks * phases, less what is left out
+  int64_t source_phases;  // rows of the panel for each channel: forward's stride, or 1
+  int64_t result_phases;  // the same of results: backward_input's
 
   int64_t patches;       // of a row of results (backward_weight: of grad_output)
   int64_t patch_block;   // of a row in one panel, at most
@@ -33,7 +39,7 @@ struct ToomCookPlan {
   int64_t panel_width;  // elements from plane to plane of a panel
 
   // forward and backward_input
-  int64_t channel_block;        // source channels per panel
+  int64_t channel_block;        // source channels per panel, those of each phase counted
   int64_t part_channels;        // per part of a sum, as in Plan
   int64_t other_part_channels;  // of planes that leave the first chunk out; parts begin anew with each panel
   int64_t row_tiles;            // register tiles of result rows in a group
@@ -63,6 +69,9 @@ struct ToomCookPlan {
 
 // Taps of one row of weights, of a few channels, that are packed or unpacked together.
 constexpr int64_t kTapStep = 64;
+
+// Phases of a row that lie side by side in memory and are copied together.
+constexpr int64_t kPhasesTogether = 16;
 
 // Parts of a sum over channels that are added up one after the other. Of more, such spans are: parts are short, and the
 // errors of adding them up grow with their number.

@@ -11,8 +11,8 @@ template <class Transform>
 class ToomCookWeightGradient : ToomCookPanel<Transform> {
   using Base = ToomCookPanel<Transform>;
   using Base::kTaps, Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::tap_at,
-      Base::first_chunk, Base::chunks_of, Base::panel_channel, Base::load_lanes, Base::gather, Base::prefetch,
-      Base::raise_alarm, Base::p_, Base::plan_, Base::args_, Base::view_, Base::scratch_, Base::panel_, Base::sums_,
+      Base::is_tap, Base::first_chunk, Base::chunks_of, Base::panel_row, Base::load_lanes, Base::gather,
+      Base::prefetch, Base::raise_alarm, Base::p_, Base::plan_, Base::args_, Base::view_, Base::scratch_, Base::panel_, Base::sums_,
       Base::patches_, Base::b_step_;
   using typename Base::Block, typename Base::T;
 
@@ -102,7 +102,7 @@ class ToomCookWeightGradient : ToomCookPanel<Transform> {
     int64_t *all_rows = row_offset_, *other_rows = row_offset_ + channels * plan_.chunks;
     for (int64_t channel = 0; channel < channels; ++channel) {
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
-        const int64_t offset = channel * panel_channel() + chunk * p_.dilation;
+        const int64_t offset = channel * panel_row() + chunk * p_.dilation;
         *all_rows++ = offset;
         if (chunk > 0) *other_rows++ = offset;
       }
@@ -169,7 +169,7 @@ class ToomCookWeightGradient : ToomCookPanel<Transform> {
 #pragma GCC unroll 8
           for (int t = 0; t < kTaps; ++t) {
             const int64_t tap = tap_at(chunk, t);
-            if (tap >= 0) store(to + tap * columns + column, w[t]);
+            if (is_tap(tap)) store(to + tap * columns + column, w[t]);
           }
         }
       }
