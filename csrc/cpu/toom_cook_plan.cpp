@@ -223,8 +223,8 @@ struct ToomCookPlanner {
     const double edges = op == Op::kBackwardInput && p.padding_mode != PaddingMode::kZeros
                              ? direct() * (p.padding_left + p.padding_right) / p.in_length
                              : 0;
-    // Weights are transposed on the way; backward_input has short pieces of them.
-    const double weights_cost = op != Op::kBackwardInput ? 17 : result_phases > 1 ? 50 : 28;
+    // Weights are transposed on the way; backward_input has short pieces of them, forward of long strides long ones.
+    const double weights_cost = op != Op::kBackwardInput ? (source_phases >= 8 ? 10 : 17) : result_phases > 1 ? 50 : 28;
     const double product = product_cost(plan, all_channels, all_channels && fills == 1);
     const double item =
         edges + p.groups * (products * vectors(plan, 0) * product +
