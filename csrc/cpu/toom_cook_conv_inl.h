@@ -1,8 +1,8 @@
 // forward and backward_input, which is a forward pass of grad_output with the taps in reverse, through Toom-Cook's
 // algorithm. Two passes: transformed weights, then blocks of rows, whose
 //   sums[row][plane][patch]
-// are made of the panel (toom_cook_panel_inl.h) by the register tile, transformed back and stored. Of backward_input of a
-// stride there are such sums for each phase of the result.
+// are made of the panel (toom_cook_panel_inl.h) by the register tile, transformed back and stored. Of backward_input of
+// a stride there are such sums for each phase of the result.
 #pragma once
 
 namespace conv1d_ext {
@@ -23,8 +23,9 @@ class ToomCookConv : ToomCookPanel<Transform> {
   ToomCookConv(Op op, const Conv1dProblem& problem, const ToomCookPlan& plan, const TiledArgs& args, void* memory)
       : Base(op, problem, plan, args, memory), span_sums_(scratch_.template take<T>(kTileRows * kColumns)) {}
 
-  // Work units: the row tiles of the pass. Their weights are [tile][plane][channel][chunk of the plane][row]; of strides
-  // [tile][plane][phase of the plane][channel][row], in backward_input [tile][phase][plane of the phase][channel][row].
+  // Work units: the row tiles of the pass. Their weights are [tile][plane][channel][chunk of the plane][row]; of
+  // strides [tile][plane][phase of the plane][channel][row], in backward_input [tile][phase][plane of the
+  // phase][channel][row].
   void pack_weights(int64_t begin, int64_t end) const {
     const int64_t step = max_of(1, kTapStep / p_.kernel_size);
     for (int64_t unit = begin; unit < end;) {
@@ -126,8 +127,8 @@ class ToomCookConv : ToomCookPanel<Transform> {
     }
     int64_t before = pieces_before_[plane] + piece - first_piece(plane);
     if (plan_.result_phases > 1) {
-      before = piece * kPlanes + plane;
-      for (int64_t other = plan_.result_phases - plan_.lead; other <= piece; ++other) before -= has_part(other, 0) ? 0 : 1;
+      const int64_t short_ones = has_part(piece, 0) ? 0 : piece + 1 - (plan_.result_phases - plan_.lead);
+      before = piece * kPlanes + plane - short_ones;  // short phases are the last, and do without plane 0
     }
     return {before * channels, 1, (before + 1) * channels};
   }
@@ -180,7 +181,8 @@ class ToomCookConv : ToomCookPanel<Transform> {
   // Those of the results of a tile.
   NextRows result_rows(const Block& block, const RowTile& rows, int64_t work) const {
     const int64_t step = kOutputs * plan_.result_phases, first = first_result();
-    const int64_t begin = max_of(step * block.u0 + first, 0), end = min_of(step * block.u1 + first, view_.result_length);
+    const int64_t begin = max_of(step * block.u0 + first, 0),
+                  end = min_of(step * block.u1 + first, view_.result_length);
     return {
         result_row(block, block.n0, rows.first) + begin, view_.result.channel, rows.rows, max_of(end - begin, 0), work};
   }

@@ -107,9 +107,7 @@ class ToomCookPanel {
   bool is_tap(int64_t tap) const { return tap >= 0 && tap < p_.kernel_size; }
 
   // Planes that have a part of none of the first chunk's taps begin with the second.
-  int64_t first_chunk(int plane) const {
-    return p_.stride == 1 && Transform::last_tap(plane) < plan_.lead ? 1 : 0;
-  }
+  int64_t first_chunk(int plane) const { return p_.stride == 1 && Transform::last_tap(plane) < plan_.lead ? 1 : 0; }
   int64_t chunks_of(int plane) const { return plan_.chunks - first_chunk(plane); }
   // So many phases of the source lack a tap, which is a plane's only one.
   int64_t first_phase(int plane) const {

@@ -186,9 +186,9 @@ struct ToomCookPlanner {
     plan.other_part_channels = part(plan.chunks - 1);
     const int64_t channel_elements = plan.planes * plan.panel_width;
     const int64_t parts = budget / channel_elements / plan.part_channels;
-    plan.channel_block =
-        whole(plan.panel_width) ? source_rows
-                                : balanced_block(source_rows, parts * plan.part_channels, plan.part_channels);
+    plan.channel_block = whole(plan.panel_width)
+                             ? source_rows
+                             : balanced_block(source_rows, parts * plan.part_channels, plan.part_channels);
     const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + plan.patch_block;
     plan.sum_width = round_up(columns, tile.lanes) + tile.lanes;
     plan.row_tiles = ceil_div(rows, tile.rows);
@@ -227,9 +227,9 @@ struct ToomCookPlanner {
     const double weights_cost = op != Op::kBackwardInput ? (source_phases >= 8 ? 10 : 17) : result_phases > 1 ? 50 : 28;
     const double product = product_cost(plan, all_channels, all_channels && fills == 1);
     const double item =
-        edges + p.groups * (products * vectors(plan, 0) * product +
-                            (fills * source_rows * vectors(plan, halo(plan)) +
-                             rows * result_phases * vectors(plan, 0)) * patches_cost());
+        edges + p.groups * (products * vectors(plan, 0) * product + (fills * source_rows * vectors(plan, halo(plan)) +
+                                                                     rows * result_phases * vectors(plan, 0)) *
+                                                                        patches_cost());
     const double transformed_weights = p.groups * products / tile.lanes * weights_cost;
     plan.cycles = item + transformed_weights;
     plan.batch_cycles = kTypicalBatch * item + transformed_weights;
@@ -332,8 +332,8 @@ ToomCookPlan make_toom_cook_plan(
   const auto plan = [&](ToomCookForm form) {
     return ToomCookPlanner{op, problem, sizes, tile, cache, use, form}.plan();
   };
-  const ToomCookForm precise = ceil_div(problem.kernel_size, problem.stride) <= kPairTaps ? ToomCookForm::kPairs
-                                                                                         : ToomCookForm::kPairsOfPairs;
+  const ToomCookForm precise =
+      ceil_div(problem.kernel_size, problem.stride) <= kPairTaps ? ToomCookForm::kPairs : ToomCookForm::kPairsOfPairs;
   if (!reduced_precision || sizes.storage != sizeof(float)) return plan(precise);
   const ToomCookPlan fours = plan(ToomCookForm::kFours);
   if (use == Use::kWherePossible) return fours;

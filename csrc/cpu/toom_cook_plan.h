@@ -6,9 +6,9 @@
 // further on each: the sum over channels and chunks is, for each plane, a small convolution with the register tile of
 // the direct kernels.
 //
-// Strides: every stride-th position of a padded row of the input is a row of its own, a phase, with every stride-th tap;
-// the output is the sum of convolutions of stride 1. Forward and backward_input, kernels of no more than one chunk for
-// each phase, without dilation.
+// Strides: every stride-th position of a padded row of the input is a row of its own, a phase, with every stride-th
+// tap; the output is the sum of convolutions of stride 1. Forward and backward_input, kernels of no more than one chunk
+// for each phase, without dilation.
 #pragma once
 
 #include "cpu/plan.h"

@@ -11,8 +11,8 @@ template <class Transform>
 class ToomCookWeightGradient : ToomCookPanel<Transform> {
   using Base = ToomCookPanel<Transform>;
   using Base::kTaps, Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::tap_at,
-      Base::is_tap, Base::first_chunk, Base::chunks_of, Base::panel_row, Base::load_lanes, Base::gather,
-      Base::prefetch, Base::raise_alarm, Base::p_, Base::plan_, Base::args_, Base::view_, Base::scratch_, Base::panel_, Base::sums_,
+      Base::is_tap, Base::first_chunk, Base::chunks_of, Base::panel_row, Base::load_lanes, Base::gather, Base::prefetch,
+      Base::raise_alarm, Base::p_, Base::plan_, Base::args_, Base::view_, Base::scratch_, Base::panel_, Base::sums_,
       Base::patches_, Base::b_step_;
   using typename Base::Block, typename Base::T;
 
