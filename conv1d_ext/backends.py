@@ -38,10 +38,12 @@ class _Cpu:
     def allow_toom_cook(self) -> bool:
         """Whether layers that are faster through Toom-Cook's (Winograd's) algorithm go through it. True unless set.
 
-        In float32 and float64, for layers of stride 1 and kernels of 2 to 128 taps; `explain` says for which layer. Its
-        error is that of direct sums, in the norm, for up to three taps, and 1.1 to 1.3 times as much for more. In the
-        last bits an output depends on the inputs of all its taps, those that are zero among them, and for more than
-        three taps on up to three inputs before them.
+        In float32 and float64, for layers of stride 1 and kernels of 2 to 128 taps, and of other strides and kernels up
+        to four times as long (but for weight gradients); `explain` says for which layer. Its error is that of direct
+        sums, in the norm, for up to three taps, and 1.1 to 1.3 times as much for more, or for kernels that are no
+        multiple of the stride. In the last bits an output depends on the inputs of all its taps, those that are zero
+        among them, and for more than three taps on up to three inputs before them, for strides on those before them
+        that would make the kernel a multiple.
         """
         return _C.toom_cook_use() != "never"
 

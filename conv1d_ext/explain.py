@@ -96,8 +96,10 @@ def explain(layer: torch.nn.Conv1d, input: Tensor | Sequence[int]) -> None:
                 plan["error"] = f"{_fft_error(real, plan['fft_length']):.0e} of the norm"
             elif plan["form"] == "fours":
                 plan["error"] = f"{_TOOM_COOK_ERRORS[plan['taps']]:.0e} of the norm"
+            elif plan["form"] == "pairs" and sizes["kernel_size"] % sizes["stride"] == 0:
+                plan["error"] = "as of direct sums"
             else:
-                plan["error"] = "as of direct sums" if plan["form"] == "pairs" else "1.1 to 1.3 x direct"
+                plan["error"] = "1.1 to 1.3 x direct"
         columns.append(cells | {field.replace("_", " "): str(value) for field, value in plan.items()})
     if parts > 1:
         print(f"as {parts} real convolutions, of this plan each:")
