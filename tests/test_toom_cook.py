@@ -48,10 +48,16 @@ LARGE = [
     Case(1, 4, 5000, 20, 70, stride=35, padding=(0, 9), padding_mode="replicate"),
     Case(1, 1, 9000, 33, 1000, stride=256, padding=(500, 500)),
     Case(2, 600, 150, 20, 7, stride=2, padding=(8, 3)),
+    Case(2, 8, 1920, 16, 40, stride=10),
 ]
 
-# For a panel, and for what a block has more for the chunks of a kernel.
-WIDE = {"wide panel": (512, 192, 5, {"dilation": 15}), "long chunks": (512, 192, 128, {"dilation": 16})}
+# For a panel, for what a block has more for the chunks of a kernel, and for taps that are packed together.
+WIDE = {
+    "wide panel": (512, 192, 5, {"dilation": 15}),
+    "long chunks": (512, 192, 128, {"dilation": 16}),
+    "many taps": (1, 64, 66_000, {"stride": 22_000}),
+    "many phases": (256, 128, 40, {"stride": 10}),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -305,7 +311,9 @@ def test_choice_does_not_depend_on_the_batch(op: str, kernel_size: int, stride: 
             assert len({this["algorithm"] for this in plans}) == 1
             if plans[0]["algorithm"] == "toom-cook":
                 assert len({(this["form"], this["channel_block"]) for this in plans}) == 1
-        # Alone its panel is whole, side by side with another item it is not.
+        # Alone its sums, or its panel, would fit, side by side with another item not.
+        plans = [plan(op, 256, 128, 40, in_length=1920, stride=10, batch=batch) for batch in (1, 2)]
+        assert plans[0]["algorithm"] == plans[1]["algorithm"]
         plans = [plan(op, 432, 432, kernel_size, in_length=111, batch=batch) for batch in (1, 2)]
         assert plans[0]["algorithm"] == plans[1]["algorithm"]
 

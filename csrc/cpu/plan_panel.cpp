@@ -70,11 +70,6 @@ struct PanelPlanner : Planner {
   int64_t best_items(
       const Plan& plan, int64_t channels, int64_t rows, int64_t length, int64_t taps, int64_t phases) const {
     if (round_up(length, tile.lanes) < tile_columns) return plan.batch_block;
-    // Alone, items are read where they lie (64->16, k 1, 65 positions: 0.84 times as fast side by side), or their
-    // panels are filled by transposes.
-    const bool in_place = same_type && p.stride == 1 && p.padding_left + p.padding_right == 0 &&
-                          ceil_div(rows, tile.rows) * taps <= most_uses_in_place(taps);
-    if (length >= tile_columns && (in_place || (phases > kMostPhases && p.dilation == 1))) return 1;
     // The unit is a vector in one step of the sum. A tile costs a quarter more in each step, since it reads the
     // weights, and a vector of results 5 where it is not stored at once.
     const auto time = [&](int64_t items) {
@@ -85,6 +80,11 @@ struct PanelPlanner : Planner {
     };
     // Those that fill a tile but for a part of a vector (64->64, k 7, 46 positions: 1.06 times as fast alone).
     if (length < tile_columns) return time(plan.batch_block) > kLeastGainOfItems * time(1) ? 1 : plan.batch_block;
+    // Alone, items are read where they lie (64->16, k 1, 65 positions: 0.84 times as fast side by side), or their
+    // panels are filled by transposes.
+    const bool in_place = same_type && p.stride == 1 && p.padding_left + p.padding_right == 0 &&
+                          ceil_div(rows, tile.rows) * taps <= most_uses_in_place(taps);
+    if (in_place || (phases > kMostPhases && p.dilation == 1)) return 1;
     int64_t best = 1;
     for (int64_t most = 2; most <= plan.batch_block; ++most) {
       const int64_t items = balanced_block(p.batch, most, 1);  // blocks that threads finish together

@@ -13,9 +13,9 @@ class ToomCookConv : ToomCookPanel<Transform> {
   using Base = ToomCookPanel<Transform>;
   using Base::kTaps, Base::kPlanes, Base::kOutputs, Base::kLanes, Base::block_at, Base::fill_panel, Base::tap_at,
       Base::is_tap, Base::first_chunk, Base::chunks_of, Base::first_phase, Base::first_piece, Base::pieces,
-      Base::pieces_of, Base::pieces_before_, Base::panel_row, Base::load_lanes, Base::store_lanes, Base::for_runs,
-      Base::source_row, Base::raise_alarm, Base::p_, Base::plan_, Base::args_, Base::view_, Base::scratch_,
-      Base::panel_, Base::sums_, Base::line_, Base::b_step_;
+      Base::pieces_before_, Base::panel_row, Base::load_lanes, Base::store_lanes, Base::for_runs, Base::source_row,
+      Base::raise_alarm, Base::p_, Base::plan_, Base::args_, Base::view_, Base::scratch_, Base::panel_, Base::sums_,
+      Base::line_, Base::b_step_;
   using typename Base::Block, typename Base::T;
   static constexpr int64_t kColumns = max_vectors(kTileRows) * kLanes;
 
@@ -52,7 +52,7 @@ class ToomCookConv : ToomCookPanel<Transform> {
           const RowTile tile = row_tile(first + i);
           for (int64_t j = 0; j < count; ++j) {
             const T* taps = panel_ + i * pitch + j * p_.kernel_size * tile.rows;
-            for (int64_t piece = 0; piece < pieces() * plan_.result_phases; ++piece) {
+            for (int64_t piece = 0; piece < pieces(); ++piece) {
               transform_piece(taps, channel + j, piece, tile.rows, packed_weights(tile));
             }
           }
@@ -115,11 +115,12 @@ class ToomCookConv : ToomCookPanel<Transform> {
     if (plan_.result_phases == 1) return piece >= first_piece(plane);
     return piece < plan_.result_phases - plan_.lead || Transform::last_tap(plane) > 0;
   }
-  // Where that part lies in a tile's weights: from channel to channel `pitch` rows apart, up to the row `end`.
-  struct Steps {
+  // Where that part lies in a tile's weights, of which each step of a sum has as many as rows: the first channel's
+  // step, the way to the next one's, and the end.
+  struct Place {
     int64_t begin, pitch, end;
   };
-  Steps steps_of(int64_t piece, int plane) const {
+  Place place_of(int64_t piece, int plane) const {
     const int64_t channels = view_.channels;
     if (p_.stride == 1) {
       const int64_t begin = pieces_before_[plane] * channels;
@@ -135,11 +136,11 @@ class ToomCookConv : ToomCookPanel<Transform> {
 
   // weight[tap][row], of a channel, to its place in a tile's weights.
   void transform_piece(const T* weight, int64_t channel, int64_t piece, int64_t rows, T* packed) const {
-    int64_t place[kPlanes], left[kPlanes];
+    int64_t begin[kPlanes], left[kPlanes];
     for (int p = 0; p < kPlanes; ++p) {
-      const Steps steps = steps_of(piece, p);
-      place[p] = (steps.begin + channel * steps.pitch) * rows;
-      left[p] = steps.end * rows - place[p];
+      const Place place = place_of(piece, p);
+      begin[p] = (place.begin + channel * place.pitch) * rows;
+      left[p] = place.end * rows - begin[p];
     }
     const bool reversed = view_.reversed && p_.stride == 1;
     for (int64_t row = 0; row < rows; row += kLanes) {
@@ -154,7 +155,7 @@ class ToomCookConv : ToomCookPanel<Transform> {
 #pragma GCC unroll 16
       for (int p = 0; p < kPlanes; ++p) {
         // Rows that there are not are overwritten by the next step's: AVX2's partial stores are slow.
-        if (has_part(piece, p)) store_lanes(packed + place[p] + row, out[p], left[p] - row < kLanes ? lanes : kLanes);
+        if (has_part(piece, p)) store_lanes(packed + begin[p] + row, out[p], left[p] - row < kLanes ? lanes : kLanes);
       }
     }
   }
@@ -246,7 +247,7 @@ class ToomCookConv : ToomCookPanel<Transform> {
         const int64_t first = first_chunk(plane), chunks = chunks_of(plane);
         const int64_t first_row = first_phase(plane) * view_.channels;
         const int64_t weights_begin =
-            steps_of(plan_.result_phases > 1 ? phase : first_piece(plane), plane).begin - first_row * chunks;
+            place_of(plan_.result_phases > 1 ? phase : first_piece(plane), plane).begin - first_row * chunks;
         T* sums = to + plane * plan_.sum_width + column;
         tile.b_step = b_step_ + first * span_channels(0) * plan_.chunks;
         tile.part_steps = part_channels(first) * chunks;

@@ -115,13 +115,13 @@ class ToomCookPanel {
   }
   // Either of them.
   int64_t first_piece(int plane) const { return first_chunk(plane) + first_phase(plane); }
-  int64_t pieces() const { return plan_.chunks * plan_.source_phases; }
+  int64_t pieces() const { return plan_.chunks * plan_.source_phases * plan_.result_phases; }
   int64_t pieces_of(int plane) const { return pieces() - first_piece(plane); }
 
   int64_t halo() const { return (plan_.chunks - 1) * p_.dilation; }
   int64_t panel_row() const { return kPlanes * plan_.panel_width; }
-  // Where the first chunk lacks taps a block begins before the padding. That is in no product: only planes that leave
-  // the chunk out have it.
+  // Positions before the row's first that a block of the first patches begins at: where taps are lacking in front,
+  // before the padding. That is in no product of pairs: only planes that leave it out have it.
   int64_t left() const {
     if (p_.stride > 1 && view_.reversed) return kTaps - 1 - p_.padding_left / p_.stride;
     return view_.left + plan_.lead * p_.dilation;
@@ -196,7 +196,8 @@ class ToomCookPanel {
            (block.group * view_.channels + channel) * view_.source.channel;
   }
 
-  // A row's positions of a block are too few for the CPU to see those of the next row coming.
+  // A row's positions of a block are too few for the CPU to see those of the next row coming, but for long strides.
+  static constexpr int64_t kMostPrefetched = 4096;
   static void prefetch(const T* row, int64_t begin, int64_t end) {
     constexpr int64_t kLine = 64 / sizeof(T);
     for (int64_t i = begin; i < end; i += kLine) __builtin_prefetch(row + i);
@@ -210,8 +211,8 @@ class ToomCookPanel {
     return {max_of(start, 0), min_of(start + step * (block.patches() + halo()), view_.source_length)};
   }
   void prefetch_source(const Block& block, int64_t channel) const {
-    if (view_.source.position != 1) return;
     const Reach reach = source_reach(block);
+    if (view_.source.position != 1 || reach.end - reach.begin > kMostPrefetched) return;
     prefetch(source_row(block, block.n0, channel), reach.begin, reach.end);
   }
 

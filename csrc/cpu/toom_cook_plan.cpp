@@ -177,7 +177,11 @@ struct ToomCookPlanner {
     // side by side must have a whole one: where it begins anew, sums of parts do, and they must not depend on the
     // batch.
     const auto whole = [&](int64_t width) { return source_rows * plan.planes * width <= budget * 5 / 4; };
-    choose_patches(plan, std::max(limit, halo(plan)), whole);
+    // Nor may it that the sums of all phases of a result fit, a quarter of the L2 cache.
+    const auto sums_of = [&](int64_t width) { return tile.rows * result_phases * plan.planes * width; };
+    const auto sums_fit = [&](int64_t width) { return result_phases == 1 || sums_of(width) <= l2 / 4; };
+    choose_patches(
+        plan, std::max(limit, halo(plan)), [&](int64_t width) { return whole(width) && sums_fit(width + tile.lanes); });
     const int64_t most_channels = budget / (plan.planes * (plan.patch_block + halo(plan)));
     const auto part = [&](int64_t chunks) {
       return balanced_block(source_rows, std::min(most_channels, longest_part / std::max<int64_t>(1, chunks)), 1);
@@ -192,7 +196,7 @@ struct ToomCookPlanner {
     const int64_t columns = (plan.batch_block - 1) * plan.item_pitch + plan.patch_block;
     plan.sum_width = round_up(columns, tile.lanes) + tile.lanes;
     plan.row_tiles = ceil_div(rows, tile.rows);
-    const int64_t tile_sums = tile.rows * result_phases * plan.planes * plan.sum_width;
+    const int64_t tile_sums = sums_of(plan.sum_width);
     const bool all_channels = plan.channel_block >= source_rows;
     plan.tile_block = std::clamp<int64_t>(all_channels ? 1 : l2 / 4 / tile_sums, 1, plan.row_tiles);
     // The panel is also where weights of some tiles are put in order.
@@ -209,7 +213,7 @@ struct ToomCookPlanner {
     plan.step_table = steps(plan.part_channels, plan.chunks) + steps(plan.other_part_channels, plan.chunks - 1);
     const int64_t tile_bytes = tile.rows * channels * plan.products * element;
     const int64_t tiles = p.groups * plan.row_tiles, most = kMostPackedBytes / tile_bytes;
-    if (most == 0 || (result_phases > 1 && tile_sums > l2 / 4)) {
+    if (most == 0 || !sums_fit(plan.sum_width) || weight_tile > l2 / 4) {
       plan.cycles = plan.batch_cycles = std::numeric_limits<double>::infinity();
       return;
     }

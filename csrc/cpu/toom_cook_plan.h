@@ -25,7 +25,8 @@ struct ToomCookPlan {
   int64_t planes;    // numbers in a transform
   int64_t chunks;    // of `outputs` taps; the last has `taps` at most
   int64_t lead;      // zeros that stand for taps in front, in the first chunk: planes that have a part of no others
-                     // leave it out. Of a stride in the first `lead` phases, one each
+                     // leave it out. Of a stride: phases that lack a tap, the first `lead` of the source, the last ones
+                     // of the result
   int64_t products;  // of a patch, row and channel: planes * chunks * phases, less what is left out
   int64_t source_phases;  // rows of the panel for each channel: forward's stride, or 1
   int64_t result_phases;  // the same of results: backward_input's

@@ -1,5 +1,5 @@
 // A convolution as the forward pass sees it, for algorithms that compute the input gradient of stride 1 as a forward
-// pass of grad_output with the taps in reverse:
+// pass of grad_output with the taps in reverse (of other strides `left` is not that of an input gradient):
 //   result[n][row][t] = sum over channel, k of
 //     weight(row, channel, k) * source[n][channel][t * stride + k * dilation - left].
 #pragma once
