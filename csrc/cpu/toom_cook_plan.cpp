@@ -227,8 +227,10 @@ struct ToomCookPlanner {
     const double edges = op == Op::kBackwardInput && p.padding_mode != PaddingMode::kZeros
                              ? direct() * (p.padding_left + p.padding_right) / p.in_length
                              : 0;
-    // Weights are transposed on the way; backward_input has short pieces of them, forward of long strides long ones.
-    const double weights_cost = op != Op::kBackwardInput ? (source_phases >= 8 ? 10 : 17) : result_phases > 1 ? 50 : 28;
+    // Weights are transposed on the way; backward_input has short pieces of them. (Of long strides forward's take 10,
+    // but where they come in many passes for few positions, threads wait for each other's: 1->1025, k 2048, stride 512,
+    // was 1.1 to 1.25 times as fast as the direct kernels, with two threads, at times, 0.7 times.)
+    const double weights_cost = op != Op::kBackwardInput ? 17 : result_phases > 1 ? 50 : 28;
     // A panel of more than half of the L2 cache is read from farther away: strides of 512 channels, k 3, were 0.95 to
     // 1.0 times as fast as the direct kernels, with two threads 0.9 times.
     const bool large = source_phases > 1 && 2 * plan.channel_block * channel_elements > l2;
