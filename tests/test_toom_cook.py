@@ -147,6 +147,7 @@ def test_pairs_are_as_precise_as_direct_sums(channels: int, kernel_size: int, st
     pairs = errors(case)
     with cpu.flags(allow_fft=False, allow_toom_cook=False):
         direct = errors(case)
+    # The others: 1.27 at most by AVX-512, 1.31 by the portable kernels (64 channels, k 6).
     most = 1.15 if kernel_size <= 3 * stride and kernel_size % stride == 0 else 1.35
     # Weight gradients of strides are computed directly.
     for error, of_direct in list(zip(pairs, direct, strict=True))[: 3 if stride == 1 else 2]:

@@ -229,10 +229,10 @@ struct ToomCookPlanner {
                              : 0;
     // Weights are transposed on the way; backward_input has short pieces of them. (Of long strides forward's take 10,
     // but where they come in many passes for few positions, threads wait for each other's: 1->1025, k 2048, stride 512,
-    // was 1.1 to 1.25 times as fast as the direct kernels, with two threads, at times, 0.7 times.)
+    // was 1.03 to 1.19 times as fast as the direct kernels, with two threads, at times, 0.7 times.)
     const double weights_cost = op != Op::kBackwardInput ? 17 : result_phases > 1 ? 50 : 28;
     // A panel of more than half of the L2 cache is read from farther away: strides of 512 channels, k 3, were 0.95 to
-    // 1.0 times as fast as the direct kernels, with two threads 0.9 times.
+    // 1.0 times as fast as the direct kernels, with two threads 0.90 to 0.94 times.
     const bool large = source_phases > 1 && 2 * plan.channel_block * channel_elements > l2;
     const double product = product_cost(plan, all_channels, all_channels && fills == 1) * (large ? 1.1 : 1);
     const double item =
