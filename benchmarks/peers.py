@@ -84,6 +84,9 @@ def _onnxruntime(module: nn.Conv1d, inputs: Sequence[Tensor], threads: int) -> E
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Else its threads spin on for longer than SETTLE_SECONDS, and slow down what is measured next, up to five times.
+    # Waking them takes some 20 us a call, which is in its disfavour where layers are small.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(_onnx_model(module, inputs[0]), options, providers=["CPUExecutionProvider"])
     output = np.empty_like(module(inputs[0]).numpy(force=True))
     bindings = [session.io_binding() for _ in inputs]
