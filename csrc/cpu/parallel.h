@@ -9,7 +9,8 @@
 
 namespace conv1d_ext {
 
-// Of memory that is yet to be written to. Of small pages the first touch costs more than many a convolution.
+// Of memory without contents, which this may write to. Of small pages the first touch costs more than many a
+// convolution.
 void advise_huge_pages(void* data, int64_t bytes);
 
 // Memory for the duration of a call, in huge pages.
