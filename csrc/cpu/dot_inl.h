@@ -85,7 +85,7 @@ void run_dot_tile(const Dots<A, B>& dots) {
   // that are fewer. (A loop over as many as there are took up to 10 % of the time.)
   constexpr int kHalf = (kRows + 1) / 2;
   const bool fetches_more = dots.ahead_end - dots.ahead_begin > kHalf;
-  const int64_t last_fetched = max_of(dots.ahead_end - 1, dots.ahead_begin);
+  const int64_t last_fetched = max_of(dots.ahead_end - 1, 0);  // that of another tile where this one's share is empty
   const A* fetched[kRows];
   for (int r = 0; r < kRows; ++r) {
     fetched[r] = dots.a + dots.a_row[min_of(dots.ahead_begin + r, last_fetched)] + dots.ahead;
