@@ -1,7 +1,7 @@
 """The engines: all that can compute a layer. Each is a function of an index that says on which operands to compute.
 
-Those which are no part of torch run forward, in float32, on the CPU alone, under their best conditions: operands bound
-without a copy, and one output that each call writes to. torch and conv1d_ext allocate theirs in each call, as they do
+Those which are no part of torch run forward, in float32, on the CPU alone: operands bound without a copy, and one output
+that each call writes to. torch and conv1d_ext allocate theirs in each call, as they do
 for their users; `--memory reused` makes that equal.
 """
 
@@ -84,8 +84,8 @@ def _onnxruntime(module: nn.Conv1d, inputs: Sequence[Tensor], threads: int) -> E
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Else its threads spin on for longer than SETTLE_SECONDS, and slow down what is measured next, up to five times.
-    # Waking them takes some 20 us a call, which is in its disfavour where layers are small.
+    # Else its threads spin on for longer than SETTLE_SECONDS, and slow down what is measured next, up to six times.
+    # Waking them takes up to some 20 us a call, which is in its disfavour where layers are small.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(_onnx_model(module, inputs[0]), options, providers=["CPUExecutionProvider"])
     output = np.empty_like(module(inputs[0]).numpy(force=True))

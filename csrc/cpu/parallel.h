@@ -9,8 +9,7 @@
 
 namespace conv1d_ext {
 
-// Of memory without contents, which this may write to. Of small pages the first touch costs more than many a
-// convolution.
+// Of small pages the first touch costs more than many a convolution.
 void advise_huge_pages(void* data, int64_t bytes);
 
 // Memory for the duration of a call, in huge pages.
