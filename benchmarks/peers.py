@@ -1,8 +1,8 @@
 """The engines: all that can compute a layer. Each is a function of an index that says on which operands to compute.
 
-Those which are no part of torch run forward, in float32, on the CPU alone: operands bound without a copy, and one output
-that each call writes to. torch and conv1d_ext allocate theirs in each call, as they do
-for their users; `--memory reused` makes that equal.
+Those which are no part of torch run forward, in float32, on the CPU alone: operands bound without a copy, and one
+output that each call writes to. torch and conv1d_ext allocate theirs in each call, as they do for their users;
+`--memory reused` makes that equal.
 """
 
 import importlib.util
